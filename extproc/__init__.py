@@ -1,0 +1,1 @@
+"""The filter service that Envoy asks about every request."""

@@ -1,0 +1,1 @@
+"""Key custody (its own process); only its client interface is used by the filter."""

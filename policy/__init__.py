@@ -1,0 +1,1 @@
+"""Policy: what a verified request may do."""

@@ -1,0 +1,1 @@
+"""Receipts: canonical, chained, durable records of every decision."""
