@@ -1,0 +1,128 @@
+"""Decode Envoy's CheckRequest into a frozen request; every Envoy quirk of this direction lives here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from extproc.channel_binding import binding_of
+from pch.httpsig.message import RequestMessage
+
+if TYPE_CHECKING:
+    from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+
+PARTIAL_BODY_HEADER: Final = "x-envoy-auth-partial-body"
+"""Set by Envoy (a client's own is dropped by Envoy) to say whether the body it hands over is cut."""
+MAX_TRACEPARENT_BYTES: Final = 128
+_FIELD_OVERHEAD_BYTES: Final = 4
+"""What a field costs beside its name and value: `: ` and CRLF (PCH §6)."""
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_NO_TRACE: Final = "0" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRequest:
+    """One request as the edge vouches for it.
+
+    `stream_id`: Envoy's own id of the stream, which no client can choose; a retried Check carries the same one.
+    `binding`: the 32 exporter bytes of the downstream connection, or None. `content_length`: as declared, or None.
+    `header_bytes`: PCH §6 sum over all fields. `body`: what arrived of the content; `body_cut` if not all of it.
+    `trace_id`: from the client's traceparent, 32 hex digits, or None.
+    """
+
+    message: RequestMessage
+    stream_id: str
+    edge_instance: str
+    binding: bytes | None
+    body: bytes
+    body_cut: bool
+    content_length: int | None
+    header_bytes: int
+    trace_id: str | None
+    is_grpc: bool
+
+    @property
+    def has_content(self) -> bool:
+        """Tell whether there is content, unless the edge proves otherwise (PCH §3 "Content")."""
+        return bool(self.body) or self.body_cut or (self.content_length or 0) > 0
+
+
+class UndecodableRequest(ValueError):
+    """Envoy's message lacks what every request has, or a field is not what HTTP allows."""
+
+
+def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
+    """Decode one ext_authz CheckRequest.
+
+    `edge_instance`: the edge's own name, from the call's metadata. Raises `UndecodableRequest`.
+    """
+    http = check.attributes.request.http
+    if not http.method or not http.path or not http.id:
+        raise UndecodableRequest("the edge sent no method, path or stream id")
+    lines, header_bytes, partial = _field_lines(http.header_map.headers)
+    message = RequestMessage(
+        method=http.method,
+        scheme="https" if http.scheme != "http" else "http",
+        authority=http.host,
+        target=http.path,
+        headers=lines,
+    )
+    body = http.raw_body or http.body.encode()
+    content_type = _single(message, "content-type") or b""
+    return EdgeRequest(
+        message=message,
+        stream_id=http.id,
+        edge_instance=edge_instance,
+        binding=binding_of(check.attributes.metadata_context),
+        body=body,
+        body_cut=partial,
+        content_length=_content_length(message),
+        header_bytes=header_bytes,
+        trace_id=_trace_id(message),
+        is_grpc=content_type.startswith(b"application/grpc"),
+    )
+
+
+def _field_lines(headers: object) -> tuple[tuple[tuple[str, bytes], ...], int, bool]:
+    """Take the raw field lines, without pseudo-headers and without Envoy's own partial-body mark."""
+    lines: list[tuple[str, bytes]] = []
+    header_bytes = 0
+    partial = False
+    for header in headers:  # type: ignore[attr-defined]  # the generated classes carry no types
+        name: str = header.key
+        value: bytes = header.raw_value or header.value.encode()
+        if name == PARTIAL_BODY_HEADER:
+            partial = partial or value != b"false"
+            continue
+        header_bytes += len(name) + len(value) + _FIELD_OVERHEAD_BYTES
+        if not name.startswith(":"):
+            lines.append((name.lower(), value))
+    if not header_bytes:
+        raise UndecodableRequest("the edge sent no raw header lines (encode_raw_headers must be on)")
+    return tuple(lines), header_bytes, partial
+
+
+def _single(message: RequestMessage, name: str) -> bytes | None:
+    values = message.lines(name)
+    return values[0] if values else None
+
+
+def _content_length(message: RequestMessage) -> int | None:
+    value = _single(message, "content-length")
+    if value is None:
+        return None
+    if not value.isdigit() or len(value) > 18:
+        raise UndecodableRequest("Content-Length is not a number")
+    return int(value)
+
+
+def _trace_id(message: RequestMessage) -> str | None:
+    """Take the trace id of a W3C traceparent; a client may choose it, so it only ever correlates."""
+    value = _single(message, "traceparent")
+    if value is None or len(value) > MAX_TRACEPARENT_BYTES:
+        return None
+    match = _TRACEPARENT.fullmatch(value.decode("ascii", "replace"))
+    if match is None or match[1] == _NO_TRACE:
+        return None
+    return match[1]
