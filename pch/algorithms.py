@@ -1,0 +1,254 @@
+"""Signature algorithms, RFC 9421 §3.3 and PCH §3: one registry entry each.
+
+A further algorithm joins by an entry in ALGORITHMS; nothing else dispatches on names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NewType, Protocol
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+
+from pch import edwards25519
+from pch.errors import BadSignature
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+KeyId = NewType("KeyId", str)
+"""The RFC 7638 thumbprint of a public JWK: 43 base64url characters."""
+
+P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E9E84F3B9CAC2FC632551
+"""The order of the P-256 group: r and s of a signature lie from 1 to one below it."""
+
+_ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
+
+
+class PublicKey(Protocol):
+    """A key that verifies signatures of one algorithm."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The one algorithm that this key verifies."""
+        ...
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Verify `signature` over `data`. Raises BadSignature; never returns a verdict."""
+        ...
+
+
+class Signer(Protocol):
+    """A key that signs with one algorithm, wherever it is kept."""
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The one algorithm that this key signs with."""
+        ...
+
+    @property
+    def key_id(self) -> KeyId:
+        """The key id that verifiers know this key by."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign `data`. Returns exactly `algorithm.signature_bytes` bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One signature algorithm.
+
+    `name`: in the RFC 9421 registry. `kty`, `crv`, `jose_algs`: how a JWK says it; `jose_algs` are the values
+    of a JWK's `alg` that do not contradict it. `public_members`: the JWK members of the public key and their
+    length in bytes; `private_bytes`: the length of the private one, `d`. `signature_bytes`: exact length of a
+    signature. `load_public` takes the public members' bytes, `load_private` the private bytes and a key id
+    (both raise ValueError), `public_of` gives a private key's public members, `generate` makes private bytes.
+    """
+
+    name: str
+    kty: str
+    crv: str | None
+    jose_algs: frozenset[str]
+    public_members: Mapping[str, int]
+    private_bytes: int
+    signature_bytes: int
+    post_quantum: bool
+    load_public: Callable[[Mapping[str, bytes]], PublicKey] = field(repr=False)
+    load_private: Callable[[bytes, KeyId], Signer] = field(repr=False)
+    public_of: Callable[[bytes], dict[str, bytes]] = field(repr=False)
+    generate: Callable[[], bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Ed25519PublicKey:
+    """An Ed25519 public key, RFC 9421 §3.3.6 and RFC 8032 §5.1.
+
+    Verification is OpenSSL's: without cofactor, S below the group order, R compared as bytes, so that no
+    signature has a second encoding. Keys of small order or with a second encoding are refused when loaded.
+    """
+
+    _key: ed25519.Ed25519PublicKey = field(repr=False)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """Ed25519."""
+        return ED25519
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Verify a 64-byte signature. Raises BadSignature."""
+        # The length is checked here so that no backend decides about it.
+        if len(signature) != ED25519.signature_bytes:
+            raise BadSignature("signature has the wrong length")
+        try:
+            self._key.verify(signature, data)
+        except InvalidSignature as error:
+            raise BadSignature("signature does not verify") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Ed25519Signer:
+    """An Ed25519 private key held in memory."""
+
+    _key: ed25519.Ed25519PrivateKey = field(repr=False)
+    key_id: KeyId
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """Ed25519."""
+        return ED25519
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign `data`, RFC 8032 §5.1.6. Returns 64 bytes."""
+        return self._key.sign(data)
+
+
+@dataclass(frozen=True, slots=True)
+class P256PublicKey:
+    """An ECDSA P-256 public key with SHA-256, RFC 9421 §3.3.4.
+
+    The signature is r ‖ s, 32 bytes each. Both (r, s) and (r, n-s) verify, as the algorithm defines it:
+    nothing in PCH tells requests apart by their signature's bytes.
+    """
+
+    _key: ec.EllipticCurvePublicKey = field(repr=False)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """ECDSA over P-256 with SHA-256."""
+        return ECDSA_P256_SHA256
+
+    def verify(self, signature: bytes, data: bytes) -> None:
+        """Verify a 64-byte signature. Raises BadSignature."""
+        if len(signature) != ECDSA_P256_SHA256.signature_bytes:
+            raise BadSignature("signature has the wrong length")
+        r, s = int.from_bytes(signature[:32]), int.from_bytes(signature[32:])
+        if not (0 < r < P256_ORDER and 0 < s < P256_ORDER):
+            raise BadSignature("signature value is out of range")
+        try:
+            self._key.verify(encode_dss_signature(r, s), data, _ECDSA_SHA256)
+        except InvalidSignature as error:
+            raise BadSignature("signature does not verify") from error
+
+
+@dataclass(frozen=True, slots=True)
+class P256Signer:
+    """An ECDSA P-256 private key held in memory."""
+
+    _key: ec.EllipticCurvePrivateKey = field(repr=False)
+    key_id: KeyId
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """ECDSA over P-256 with SHA-256."""
+        return ECDSA_P256_SHA256
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign `data`. Returns r ‖ s, 64 bytes."""
+        r, s = decode_dss_signature(self._key.sign(data, _ECDSA_SHA256))
+        return r.to_bytes(32) + s.to_bytes(32)
+
+
+def _load_ed25519(members: Mapping[str, bytes]) -> PublicKey:
+    edwards25519.check_public_key(members["x"])
+    return Ed25519PublicKey(ed25519.Ed25519PublicKey.from_public_bytes(members["x"]))
+
+
+def _load_ed25519_private(secret: bytes, key_id: KeyId) -> Signer:
+    return Ed25519Signer(ed25519.Ed25519PrivateKey.from_private_bytes(secret), key_id)
+
+
+def _public_of_ed25519(secret: bytes) -> dict[str, bytes]:
+    return {"x": ed25519.Ed25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()}
+
+
+def _generate_ed25519() -> bytes:
+    return ed25519.Ed25519PrivateKey.generate().private_bytes_raw()
+
+
+def _load_p256(members: Mapping[str, bytes]) -> PublicKey:
+    # Raises ValueError for a point off the curve; affine coordinates cannot say the point at infinity.
+    numbers = ec.EllipticCurvePublicNumbers(
+        int.from_bytes(members["x"]), int.from_bytes(members["y"]), ec.SECP256R1()
+    )
+    return P256PublicKey(numbers.public_key())
+
+
+def _derive_p256(secret: bytes) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int.from_bytes(secret), ec.SECP256R1())
+
+
+def _load_p256_private(secret: bytes, key_id: KeyId) -> Signer:
+    return P256Signer(_derive_p256(secret), key_id)
+
+
+def _public_of_p256(secret: bytes) -> dict[str, bytes]:
+    numbers = _derive_p256(secret).public_key().public_numbers()
+    return {"x": numbers.x.to_bytes(32), "y": numbers.y.to_bytes(32)}
+
+
+def _generate_p256() -> bytes:
+    return ec.generate_private_key(ec.SECP256R1()).private_numbers().private_value.to_bytes(32)
+
+
+ED25519: Final = Algorithm(
+    name="ed25519",
+    kty="OKP",
+    crv="Ed25519",
+    jose_algs=frozenset({"EdDSA", "Ed25519"}),
+    public_members=MappingProxyType({"x": 32}),
+    private_bytes=32,
+    signature_bytes=64,
+    post_quantum=False,
+    load_public=_load_ed25519,
+    load_private=_load_ed25519_private,
+    public_of=_public_of_ed25519,
+    generate=_generate_ed25519,
+)
+"""Ed25519, RFC 9421 §3.3.6; JWK per RFC 8037 §2, `alg` also per RFC 9864."""
+
+ECDSA_P256_SHA256: Final = Algorithm(
+    name="ecdsa-p256-sha256",
+    kty="EC",
+    crv="P-256",
+    jose_algs=frozenset({"ES256"}),
+    public_members=MappingProxyType({"x": 32, "y": 32}),
+    private_bytes=32,
+    signature_bytes=64,
+    post_quantum=False,
+    load_public=_load_p256,
+    load_private=_load_p256_private,
+    public_of=_public_of_p256,
+    generate=_generate_p256,
+)
+"""ECDSA over P-256 with SHA-256, RFC 9421 §3.3.4; JWK per RFC 7518 §6.2."""
+
+ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
+    {algorithm.name: algorithm for algorithm in (ED25519, ECDSA_P256_SHA256)}
+)
+"""Every algorithm by its name in the RFC 9421 registry."""
