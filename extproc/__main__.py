@@ -1,0 +1,110 @@
+"""`python -m extproc`: serve, admin, clients."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_UNUSABLE: Final = 2
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the traceback when there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format `record` as one line of JSON."""
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def _log_to_stderr(level: str) -> None:
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[stream], force=True)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from extproc.config import load_config
+    from extproc.supervisor import Supervisor
+
+    return Supervisor(load_config(args.config, os.environ), args.config).run()
+
+
+def _worker(args: argparse.Namespace) -> int:
+    from extproc.worker import run_worker
+
+    return run_worker(args.config, args.index, args.lifeline_fd)
+
+
+def _admin(args: argparse.Namespace) -> int:
+    from extproc.admin import run_admin
+
+    return run_admin(args.config)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from extproc.config import load_config
+
+    config = load_config(args.config, os.environ)
+    sys.stdout.write(f"valid: {len(config.routes)} routes, digest {config.digest}\n")
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    from extproc import clients
+
+    parser = argparse.ArgumentParser(prog="python -m extproc", description="The Signet filter service.")
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, text in (
+        ("serve", _serve, "run the filter workers"),
+        ("admin", _admin, "run the admin HTTP server"),
+        ("check", _check, "validate the configuration and exit"),
+        ("worker", _worker, "run one worker in the foreground (serve starts these)"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--config", type=Path, required=True, help="the filter's TOML file")
+        command.set_defaults(run=run)
+        if name == "worker":
+            command.add_argument("--index", type=int, required=True)
+            command.add_argument("--lifeline-fd", type=int, default=None)
+    clients.register(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns 0, 1 (failed) or 2 (unusable input)."""
+    from extproc.config import ConfigError
+    from extproc.errors import ServerFault
+
+    args = _parser().parse_args(argv)
+    _log_to_stderr(args.log_level)
+    try:
+        status = args.run(args)
+    except ConfigError as error:
+        sys.stderr.write(f"configuration: {error}\n")
+        return EXIT_UNUSABLE
+    except ServerFault as error:
+        sys.stderr.write(f"{error}\n")
+        return EXIT_FAILED
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

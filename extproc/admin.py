@@ -1,0 +1,183 @@
+"""The admin HTTP server on port 8080: health, readiness, metrics, receipts.
+
+The one process beside the workers. It reads what they wrote (status files, metric files, the receipt store) and never
+stands in a request's way. Loopback only, unless TLS and a bearer token are configured (`extproc.config` refuses
+anything else).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from extproc.config import load_config
+from extproc.errors import ServerFault
+from extproc.readiness import not_ready_because
+from receipts.errors import StoreError
+from receipts.receipt_id import ReceiptId
+from receipts.store import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from extproc.config import FilterConfig
+    from receipts.store import ReceiptStore
+    from receipts.writer import StoredReceipt
+
+    Handler = Callable[[Request], Awaitable[Response]]
+
+MAX_RECEIPTS_PER_ANSWER: Final = 100
+DEFAULT_RECEIPTS_PER_ANSWER: Final = 10
+MAX_CONNECTIONS: Final = 64
+MAX_HEADER_BYTES: Final = 16 << 10
+KEEP_ALIVE_S: Final = 15
+GRACE_S: Final = 5
+_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class AdminApp:
+    """The handlers. `now_ms`: milliseconds since the epoch."""
+
+    def __init__(self, config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> None:
+        self._config, self._store, self._token, self._now_ms = config, store, token, now_ms
+
+    def routes(self) -> list[Route]:
+        """List the paths served."""
+        return [
+            Route("/healthz", self._guard(self.healthz, public=True)),
+            Route("/readyz", self._guard(self.readyz)),
+            Route("/metrics", self._guard(self.metrics)),
+            Route("/receipts/latest", self._guard(self.latest)),
+            Route("/receipts/{receipt_id}", self._guard(self.receipt)),
+        ]
+
+    def _guard(self, handler: Handler, *, public: bool = False) -> Handler:
+        """Refuse what may not ask: without the bearer token, or on loopback under a foreign name (DNS rebinding)."""
+
+        async def guarded(request: Request) -> Response:
+            if self._token is not None and not public:
+                sent = request.headers.get("authorization", "").encode()
+                if not hmac.compare_digest(sent, b"Bearer " + self._token):
+                    return problem(401, "A bearer token is required.", {"WWW-Authenticate": "Bearer"})
+            if self._token is None and _host_name(request) not in _LOCAL_NAMES:
+                return problem(421, "This server answers to loopback names only.")
+            try:
+                return await handler(request)
+            except StoreError:
+                return problem(503, "The receipt store is not available.", {"Retry-After": "1"})
+
+        return guarded
+
+    async def healthz(self, _request: Request) -> Response:
+        """Say that this process runs."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, _request: Request) -> Response:
+        """Say whether every worker can decide and record, with the reasons when not."""
+        reasons = await asyncio.to_thread(not_ready_because, self._config, self._now_ms())
+        if (problem_text := await asyncio.to_thread(self._store.problem)) is not None:
+            reasons["admin.receipts"] = problem_text
+        status = 503 if reasons else 200
+        return JSONResponse({"ready": not reasons, "reasons": reasons}, status)
+
+    async def metrics(self, _request: Request) -> Response:
+        """Give the metrics of all workers, merged."""
+        return Response(await asyncio.to_thread(self._collect), media_type=CONTENT_TYPE_LATEST)
+
+    def _collect(self) -> bytes:
+        registry = CollectorRegistry()
+        directory = self._config.filter.socket_dir / "metrics"
+        if directory.is_dir():
+            multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
+
+    async def receipt(self, request: Request) -> Response:
+        """Give one receipt: the stored bytes themselves."""
+        wanted = ReceiptId(request.path_params["receipt_id"])
+        stored = await asyncio.to_thread(self._store.get, wanted)
+        if stored is None:
+            return problem(404, "No receipt has this id.")
+        headers = {"ETag": f'"{stored.id}"', "Signet-Receipt-Seq": str(stored.seq)}
+        return Response(stored.raw, media_type="application/json", headers=headers)
+
+    async def latest(self, request: Request) -> Response:
+        """Give the newest receipts, newest first; `?limit=` up to 100."""
+        text = request.query_params.get("limit", str(DEFAULT_RECEIPTS_PER_ANSWER))
+        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= MAX_RECEIPTS_PER_ANSWER:
+            return problem(400, f"limit is a number from 1 to {MAX_RECEIPTS_PER_ANSWER}.")
+        stored = await asyncio.to_thread(self._store.latest, int(text))
+        return Response(_envelope(stored), media_type="application/json")
+
+
+def _envelope(stored: list[StoredReceipt]) -> bytes:
+    """Wrap stored bytes, unchanged, in a JSON list with their place in the log."""
+    members = (b'{"seq":%d,"receipt":%b}' % (each.seq, each.raw) for each in stored)
+    return b'{"receipts":[' + b",".join(members) + b"]}"
+
+
+def _host_name(request: Request) -> str:
+    host = request.headers.get("host", "")
+    return host if host.endswith("]") else host.rpartition(":")[0] or host
+
+
+def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
+    """Write a problem document, RFC 9457."""
+    body: dict[str, Any] = {"type": "about:blank", "title": "", "status": status, "detail": detail}
+    body["title"] = {400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 421: "Misdirected Request"}.get(
+        status, "Service Unavailable"
+    )
+    return Response(json.dumps(body), status, headers, "application/problem+json")
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    return problem(404, "There is nothing here.")
+
+
+def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> Starlette:
+    """Build the ASGI application."""
+    admin = AdminApp(config, store, token, now_ms)
+    return Starlette(routes=admin.routes(), exception_handlers={404: _not_found})
+
+
+def run_admin(config_path: Path) -> int:
+    """Serve until SIGTERM. Returns the exit status; raises `ConfigError`, `ServerFault`."""
+    from extproc.worker import now_ms
+
+    config = load_config(config_path, os.environ)
+    settings = config.admin
+    token = None
+    if settings.bearer_token_file is not None:
+        token = settings.bearer_token_file.read_bytes().strip()
+        if len(token) < 16:  # noqa: PLR2004
+            raise ServerFault("admin.bearer_token_file: the token is shorter than 16 bytes")
+    app = build_app(config, open_store(config.receipts.url), token, now_ms)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+        )
+    )
+    server.run()
+    return 0

@@ -1,0 +1,62 @@
+"""Envoy's ext_authz v3 service: bytes in, pipeline, bytes out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import grpc
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+
+from extproc.request import UndecodableRequest, decode_check
+from extproc.response import check_response, refusal_without_request
+
+if TYPE_CHECKING:
+    from extproc.pipeline import Pipeline
+    from extproc.telemetry import Telemetry
+
+LOG: Final = logging.getLogger("signet.ext_authz")
+SERVICE: Final = "envoy.service.auth.v3.Authorization"
+EDGE_METADATA_KEY: Final = "x-signet-edge"
+"""gRPC metadata that names the edge instance; Envoy's configuration sets it, no client can."""
+MAX_EDGE_NAME_CHARS: Final = 128
+
+
+class ExtAuthz:
+    """Answer Check calls. Whatever goes wrong here is answered with a refusal."""
+
+    def __init__(self, pipeline: Pipeline, telemetry: Telemetry) -> None:
+        self._pipeline = pipeline
+        self._telemetry = telemetry
+
+    async def check(self, check: CheckRequest, context: grpc.aio.ServicerContext) -> CheckResponse:
+        """Answer one Check (docs/reference/pch.md §4)."""
+        started_s = time.perf_counter()
+        try:
+            request = decode_check(check, _edge_instance(context))
+        except UndecodableRequest as error:
+            self._telemetry.undecodable.inc()
+            LOG.error("refused a Check that cannot be decoded: %s", error)
+            return refusal_without_request()
+        answer = await self._pipeline.answer(request)
+        response = check_response(answer)
+        self._telemetry.check_seconds.observe(time.perf_counter() - started_s)
+        return response
+
+
+def _edge_instance(context: grpc.aio.ServicerContext) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == EDGE_METADATA_KEY:
+            return str(value)[:MAX_EDGE_NAME_CHARS]
+    return ""
+
+
+def handler(service: ExtAuthz) -> grpc.GenericRpcHandler:
+    """Give the gRPC handler of `service`."""
+    method = grpc.unary_unary_rpc_method_handler(
+        service.check,
+        request_deserializer=CheckRequest.FromString,
+        response_serializer=CheckResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(SERVICE, {"Check": method})

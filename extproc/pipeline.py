@@ -1,0 +1,206 @@
+"""One request from top to bottom: docs/reference/pch.md §4, steps 1 to 13.
+
+     1  path, route, admission, header size     verifier.admit
+   2-8  the proof                               verifier.verify
+     9  nonce spent                             nonce store
+    10  policy                                  policy evaluator
+    11  content digest                          pch.httpsig.content_digest
+    12  receipt durable                         receipt writer
+    13  the answer                              response (built by the caller)
+
+A step that raises denies, whatever it raised. The order never goes back. One `Rules` value serves a request whole.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from extproc.challenge import issue
+from extproc.decision import Answer, decision_draft, policy_input
+from extproc.errors import Overloaded
+from extproc.nonce_store import SpendResult
+from extproc.verifier import AdmittedRequest, VerifiedRequest, admit, verify
+from pch import errors
+from pch.httpsig.content_digest import verify_content_digest
+from pch.reasons import Reason
+from policy.evaluator import PolicyError
+from receipts.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from extproc.challenge_supply import ChallengeSupply
+    from extproc.keyring import Keyring
+    from extproc.nonce_store import NonceStore
+    from extproc.request import EdgeRequest
+    from extproc.rules import Rules
+    from extproc.sealing_keys import SealingKeys
+    from extproc.telemetry import Telemetry
+    from receipts.refusals import RefusalLimiter
+    from receipts.writer import ReceiptWriter, StoredReceipt
+
+LOG: Final = logging.getLogger("signet.pipeline")
+RANDOM_BYTES: Final = 16
+"""Randomness in a challenge (PCH §2)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the pipeline works with. `rules` and `keyring` give the value in force at the call."""
+
+    rules: Callable[[], Rules]
+    keyring: Callable[[], Keyring]
+    sealing_keys: SealingKeys
+    nonce_store: NonceStore
+    writer: ReceiptWriter
+    refusals: RefusalLimiter
+    supply: ChallengeSupply
+    telemetry: Telemetry
+    clock_ms: Callable[[], int]
+    random_bytes: Callable[[int], bytes]
+
+
+class Pipeline:
+    """Decide requests. Owned by one event loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._in_flight = 0
+
+    async def answer(self, request: EdgeRequest) -> Answer:
+        """Decide `request` and record the decision; never raises for what a request or a store did."""
+        parts = self._parts
+        rules, now_ms = parts.rules(), parts.clock_ms()
+        self._in_flight += 1
+        if request.binding is not None:
+            parts.supply.begin(request.binding)
+        passage = _Passage(request, rules, now_ms)
+        try:
+            reason = await self._decide(passage)
+            return await self._record(passage, reason)
+        finally:
+            self._in_flight -= 1
+            if request.binding is not None:
+                parts.supply.end(request.binding)
+
+    async def _decide(self, passage: _Passage) -> Reason:
+        try:
+            return await self._steps(passage)
+        except errors.PchError as error:
+            LOG.debug("refused: %s (%s)", error.reason, error)
+            return error.reason
+        except Exception:
+            LOG.exception("unhandled failure; the request is refused")
+            return Reason.INTERNAL
+
+    async def _steps(self, passage: _Passage) -> Reason:
+        parts, request, rules = self._parts, passage.request, passage.rules
+        # 1
+        admitted = passage.admitted = admit(request, rules)
+        if self._in_flight > rules.config.filter.max_inflight_requests:
+            raise Overloaded("too many requests in flight")
+        if not admitted.route.guarded:
+            return Reason.UNGUARDED
+        # 2 to 8
+        verified = verify(admitted, rules, parts.keyring(), parts.sealing_keys, passage.now_ms)
+        passage.verified = verified
+        # 9
+        await self._spend(verified, passage.now_ms)
+        passage.spent = True
+        # 10
+        await self._ask_policy(verified, passage)
+        # 11
+        if request.has_content:
+            verify_content_digest(request.message.lines("content-digest"), request.body)
+        return Reason.ALLOWED
+
+    async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:
+        """Spend the challenge, once across all workers. A retried Check passes: it gets the stored receipt at 12."""
+        challenge = verified.challenge
+        result = await self._parts.nonce_store.spend(
+            challenge.token, verified.spend_token, challenge.issued_ms, now_ms
+        )
+        if result is SpendResult.REPLAYED:
+            raise errors.NonceReplay("the challenge was spent by another request")
+
+    async def _ask_policy(self, verified: VerifiedRequest, passage: _Passage) -> None:
+        passage.asked = policy_input(verified, passage.now_ms)
+        try:
+            verdict = await passage.rules.policy.evaluate(passage.asked)
+        except PolicyError as error:
+            raise errors.PolicyUnavailable("the policy gave no usable answer") from error
+        if verdict.allow is not True:
+            raise errors.PolicyDenied(verdict.rule)
+
+    async def _record(self, passage: _Passage, reason: Reason) -> Answer:
+        """Make the decision durable (step 12); without that, the answer is a refusal."""
+        try:
+            stored = await self._write(passage, reason)
+        except StoreError as error:
+            LOG.error("no receipt could be written: %s", error.code)  # noqa: TRY400  no trace is needed
+            return self._answer(passage, Reason.STORE_UNAVAILABLE, None)
+        except Exception:
+            LOG.exception("unhandled failure while writing a receipt; the request is refused")
+            return self._answer(passage, Reason.INTERNAL, None)
+        if stored is not None and stored.duplicate:
+            reason = Reason(stored.reason)
+        return self._answer(passage, reason, stored)
+
+    async def _write(self, passage: _Passage, reason: Reason) -> StoredReceipt | None:
+        parts, receipts = self._parts, passage.rules.config.receipts
+        if passage.verified is None and not parts.refusals.admit(passage.route_name, reason):
+            return None
+        draft = decision_draft(passage, reason, parts.random_bytes)
+        return await parts.writer.append(draft, receipts.timeout_ms / 1000)
+
+    def _answer(self, passage: _Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
+        """Put the answer together (step 13), with fresh challenges for the connection."""
+        self._parts.telemetry.decided(passage.route_name, reason)
+        return Answer(
+            reason=reason,
+            receipt_id=None if stored is None else stored.id,
+            admitted=passage.admitted,
+            verified=passage.verified,
+            challenges=self._fresh_challenges(passage),
+            request=passage.request,
+            rules=passage.rules,
+        )
+
+    def _fresh_challenges(self, passage: _Passage) -> tuple[str, ...]:
+        parts, admitted = self._parts, passage.admitted
+        if admitted is None or not admitted.route.guarded or admitted.binding is None:
+            return ()
+        try:
+            return tuple(
+                issue(
+                    parts.sealing_keys,
+                    realm=passage.rules.config.filter.realm,
+                    authority=admitted.authority,
+                    binding32=admitted.binding,
+                    now_ms=passage.now_ms,
+                    random16=parts.random_bytes(RANDOM_BYTES),
+                )
+                for _ in range(parts.supply.wanted(admitted.binding))
+            )
+        except Exception:
+            LOG.exception("no challenge could be issued")
+            return ()
+
+
+@dataclass(slots=True)
+class _Passage:
+    """How far one request has come; lives as long as its call."""
+
+    request: EdgeRequest
+    rules: Rules
+    now_ms: int
+    admitted: AdmittedRequest | None = None
+    verified: VerifiedRequest | None = None
+    spent: bool = False
+    asked: PolicyInput | None = None
+
+    @property
+    def route_name(self) -> str:
+        return "" if self.admitted is None else self.admitted.route.name

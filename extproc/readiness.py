@@ -1,0 +1,54 @@
+"""Whether the workers are ready, as their status files and sockets tell."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from extproc.config import FilterConfig
+
+STATUS_STALE_AFTER_MS: Final = 5000
+"""A worker renews its status file every second; one this old does not count."""
+CONNECT_TIMEOUT_S: Final = 0.5
+MAX_STATUS_BYTES: Final = 64 << 10
+
+
+def not_ready_because(config: FilterConfig, now_ms: int) -> dict[str, str]:
+    """List why the filter is not ready, by part; empty when it is."""
+    reasons: dict[str, str] = {}
+    for index in range(config.filter.workers):
+        socket_path = config.filter.socket_dir / f"signet-{index}.sock"
+        if not _accepts(socket_path):
+            reasons[f"worker.{index}"] = "does not accept connections"
+            continue
+        for part, problem in _reported(socket_path.with_suffix(".status.json"), now_ms).items():
+            reasons[f"worker.{index}.{part}"] = problem
+    return reasons
+
+
+def _accepts(socket_path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CONNECT_TIMEOUT_S)
+        try:
+            probe.connect(str(socket_path))
+        except OSError:
+            return False
+    return True
+
+
+def _reported(status_path: Path, now_ms: int) -> dict[str, str]:
+    try:
+        if status_path.stat().st_size > MAX_STATUS_BYTES:
+            return {"status": "is too large"}
+        status = json.loads(status_path.read_bytes())
+        age_ms = now_ms - int(status["time_ms"])
+        problems = {str(part): str(text) for part, text in dict(status["problems"]).items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"status": "cannot be read"}
+    if age_ms > STATUS_STALE_AFTER_MS:
+        return {"status": f"is {age_ms} ms old"}
+    return problems

@@ -1,0 +1,182 @@
+"""Turn an answer into Envoy's CheckResponse; every Envoy quirk of this direction lives here.
+
+An empty CheckResponse or a denied response without a status would let the request through (Envoy 1.40), so both
+builders always set the status and `denied` can only be called with a status of 400 or more.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Final
+
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse, DeniedHttpResponse, OkHttpResponse
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.struct_pb2 import Struct
+from google.rpc.status_pb2 import Status
+
+from pch.proof import PCH_FIELDS, REQUEST_LINE_COMPONENTS, TAG, TAG_SECOND_HALF
+from pch.reasons import ANSWERS, Reason
+
+if TYPE_CHECKING:
+    from extproc.decision import Answer
+    from extproc.route import Route
+    from extproc.verifier import VerifiedRequest
+
+PROBLEM_TYPE: Final = "application/problem+json"
+OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+APPEND: Final = HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
+_GRPC_OK: Final = 0
+_GRPC_PERMISSION_DENIED: Final = 7
+_TITLES: Final = {
+    400: "Bad Request",
+    401: "Unauthorized",
+    403: "Forbidden",
+    413: "Content Too Large",
+    429: "Too Many Requests",
+    431: "Request Header Fields Too Large",
+    503: "Service Unavailable",
+}
+
+
+def check_response(answer: Answer) -> CheckResponse:
+    """Build what Envoy is told, PCH §5 (step 13)."""
+    if answer.reason is Reason.ALLOWED and answer.verified is not None:
+        return _allowed(answer, answer.verified)
+    if answer.reason is Reason.UNGUARDED and answer.admitted is not None and not answer.admitted.route.guarded:
+        return CheckResponse(status=Status(code=_GRPC_OK), ok_response=OkHttpResponse())
+    return _denied(answer)
+
+
+def _option(name: str, value: str, action: int = OVERWRITE) -> HeaderValueOption:
+    return HeaderValueOption(header=HeaderValue(key=name, value=value), append_action=action)
+
+
+def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
+    route = verified.admitted.route
+    headers = [
+        _option("x-signet-subject", verified.key.subject),
+        _option("x-signet-key-id", verified.key.key_id),
+        _option("x-signet-alg", verified.proof.algorithm),
+        _option("x-signet-binding", route.binding),
+        _option("x-signet-receipt", answer.receipt_id or ""),
+    ]
+    removed = list(PCH_FIELDS)
+    for name in ("signature-input", "signature"):
+        kept = _foreign_members(verified, name)
+        if kept:
+            headers.append(_option(name, kept))
+        else:
+            removed.append(name)
+    metadata = Struct()
+    metadata.update({"receipt": answer.receipt_id or "", "route": route.name, "subject": verified.key.subject})
+    return CheckResponse(
+        status=Status(code=_GRPC_OK),
+        ok_response=OkHttpResponse(
+            headers=headers,
+            headers_to_remove=removed,
+            response_headers_to_add=_response_headers(answer, "private"),
+        ),
+        dynamic_metadata=metadata,
+    )
+
+
+def _foreign_members(verified: VerifiedRequest, name: str) -> str:
+    """Give the members of Signature or Signature-Input that are not PCH's, to be passed on (PCH §5)."""
+    from pch.httpsig.signature_field import parse_signature, serialise_signature
+    from pch.httpsig.signature_input import parse_signature_input, serialise_signature_input
+
+    message = verified.admitted.request.message
+    inputs = parse_signature_input(message.lines("signature-input"))
+    foreign = {label: params for label, params in inputs.items() if params.tag not in {TAG, TAG_SECOND_HALF}}
+    if not foreign:
+        return ""
+    if name == "signature-input":
+        return serialise_signature_input(foreign)
+    signatures = parse_signature(message.lines("signature"))
+    return serialise_signature({label: signatures[label] for label in foreign})
+
+
+def _response_headers(answer: Answer, cache_control: str) -> list[HeaderValueOption]:
+    """Headers that go back to the client with any answer to a guarded request.
+
+    Cache-Control is appended: with several directives the most restrictive holds (RFC 9111 §4.2.1), so an app's
+    stricter one stays in force.
+    """
+    headers = [_option("cache-control", cache_control, APPEND)]
+    if answer.challenges:
+        headers.append(_option("pch-challenge", ", ".join(f'"{each}"' for each in answer.challenges)))
+    if answer.receipt_id is not None:
+        headers.append(_option("pch-receipt", f'"{answer.receipt_id}"'))
+    return headers
+
+
+def _denied(answer: Answer) -> CheckResponse:
+    reason = answer.reason if answer.reason in ANSWERS else Reason.INTERNAL
+    rule = ANSWERS[reason]
+    headers = _response_headers(answer, "no-store")
+    headers.append(_option("pch-reason", str(reason)))
+    if rule.retry_after:
+        headers.append(_option("retry-after", str(answer.rules.config.filter.retry_after_s)))
+    if rule.challenge and answer.challenges and answer.admitted is not None:
+        route, realm = answer.admitted.route, answer.rules.config.filter.realm
+        max_age_s = answer.rules.config.filter.max_age_s
+        challenge = answer.challenges[0]
+        headers.append(_option("www-authenticate", www_authenticate(route, realm, challenge, max_age_s)))
+        headers.append(_option("accept-signature", accept_signature(route, challenge, answer.request.has_content)))
+    body = ""
+    if answer.request.is_grpc:
+        headers.append(_option("grpc-status", str(rule.grpc_status)))
+        headers.append(_option("grpc-message", str(reason)))
+    else:
+        headers.append(_option("content-type", PROBLEM_TYPE))
+        if answer.request.message.method != "HEAD":
+            body = problem_document(reason)
+    return CheckResponse(
+        status=Status(code=_GRPC_PERMISSION_DENIED, message=str(reason)),
+        denied_response=DeniedHttpResponse(status=HttpStatus(code=rule.status), headers=headers, body=body),
+    )
+
+
+def refusal_without_request() -> CheckResponse:
+    """Build the refusal of a Check that could not be decoded: nothing is known but that it is not let through."""
+    rule = ANSWERS[Reason.INTERNAL]
+    headers = [_option("pch-reason", str(Reason.INTERNAL)), _option("content-type", PROBLEM_TYPE)]
+    return CheckResponse(
+        status=Status(code=_GRPC_PERMISSION_DENIED, message=str(Reason.INTERNAL)),
+        denied_response=DeniedHttpResponse(
+            status=HttpStatus(code=rule.status), headers=headers, body=problem_document(Reason.INTERNAL)
+        ),
+    )
+
+
+def problem_document(reason: Reason) -> str:
+    """Write the problem document of a refusal, RFC 9457 with the member `reason` (PCH §2)."""
+    rule = ANSWERS[reason]
+    document = {
+        "type": f"urn:signet:reason:{reason}",
+        "title": _TITLES[rule.status],
+        "status": rule.status,
+        "detail": rule.detail,
+        "reason": str(reason),
+    }
+    return json.dumps(document)
+
+
+def www_authenticate(route: Route, realm: str, challenge: str, max_age_s: int) -> str:
+    """Write the PCH challenge of a refusal, PCH §2. `realm` holds no quote (the configuration sees to it)."""
+    return (
+        f'PCH realm="{realm}", challenge="{challenge}", algs="{" ".join(route.algorithms)}", mode="{route.mode}", '
+        f'binding="{route.binding}", max-age={max_age_s}, evidence="{route.evidence}"'
+    )
+
+
+def accept_signature(route: Route, challenge: str, has_content: bool) -> str:  # noqa: FBT001
+    """Write the Accept-Signature member for generic signers, RFC 9421 §5 and PCH §2."""
+    names = [*REQUEST_LINE_COMPONENTS]
+    if has_content:
+        names.append("content-digest")
+    if route.bound:
+        names.append("pch-channel-binding")
+    components = " ".join(f'"{name}"' for name in names)
+    return f'pch=({components});created;expires;nonce="{challenge}";tag="pch"'

@@ -1,0 +1,48 @@
+"""Metrics of one worker; children are looked up once, so that a request costs a counter increment.
+
+With PROMETHEUS_MULTIPROC_DIR set (the supervisor sets it for its workers) the values live in files there, and the admin
+process merges those of all workers. Labels only ever come from the configuration and from reason codes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from pch.reasons import Reason
+
+CHECK_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0)
+
+
+class Telemetry:
+    """Count and time what the worker does. Owned by one event loop."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._decisions = Counter(
+            "signet_decisions", "Decisions by route and reason.", ("route", "reason"), registry=registry
+        )
+        self._children: dict[tuple[str, Reason], Counter] = {}
+        self.check_seconds = Histogram(
+            "signet_check_seconds", "Time from Check to answer.", buckets=CHECK_BUCKETS_S, registry=registry
+        )
+        self.refusals_summarised = Counter(
+            "signet_refusals_summarised", "Refusals counted in summary receipts.", registry=registry
+        )
+        self.undecodable = Counter(
+            "signet_undecodable_checks", "Checks from the edge that could not be decoded.", registry=registry
+        )
+        self.reloads = Counter(
+            "signet_config_reloads", "Configuration reloads by outcome.", ("outcome",), registry=registry
+        )
+        self.problems = Gauge(
+            "signet_problems", "Parts of the worker that are not well.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.keys = Gauge("signet_keyring_keys", "Registered keys.", registry=registry, multiprocess_mode="livemax")
+
+    def decided(self, route: str, reason: Reason) -> None:
+        """Count one decision. `route`: its name from the configuration, empty when none matched."""
+        child = self._children.get((route, reason))
+        if child is None:
+            child = self._children[(route, reason)] = self._decisions.labels(route, str(reason))
+        child.inc()

@@ -1,0 +1,201 @@
+"""The verifier core: steps 1 to 8 of docs/reference/pch.md §4, synchronous and free of transport.
+
+    1  path, route, size of the header            admit()
+    2  syntax; one signature per tag              verify()
+    3  channel binding present and equal
+    4  algorithm allowed; key known and of that type
+    5  challenge: syntax, seal, age, connection
+    6  created, expires
+    7  required components
+    8  signature; then revocation
+
+Each step raises the error whose reason the client is told; the first failure decides. Nothing here waits, stores or
+spends: `verify` returns a `VerifiedRequest`, which only this module can build, and the pipeline takes it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from extproc.challenge import OpenChallenge, open_challenge
+from extproc.channel_binding import UNBOUND
+from pch import errors
+from pch.algorithms import ALGORITHMS
+from pch.httpsig.derived import normalised_authority
+from pch.httpsig.errors import HttpSigError
+from pch.httpsig.verify import verify as verify_signature
+from pch.path import check_target
+from pch.proof import (
+    Proof,
+    check_binding,
+    check_binding_syntax,
+    check_components,
+    check_times,
+    required_components,
+    select_proofs,
+)
+
+if TYPE_CHECKING:
+    from extproc.keyring import KeyEntry, Keyring
+    from extproc.request import EdgeRequest
+    from extproc.route import Route
+    from extproc.rules import Rules
+    from extproc.sealing_keys import SealingKeys
+
+_BUILT_HERE: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class AdmittedRequest:
+    """A request with a route. `authority`: in the form of RFC 9421 §2.2.3. `path`: without the query."""
+
+    request: EdgeRequest
+    route: Route
+    authority: str
+    path: str
+
+    @property
+    def binding(self) -> bytes | None:
+        """Give the 32 bytes that challenges are sealed with, or None when the route needs what the edge lacks."""
+        return self.request.binding if self.route.bound else UNBOUND
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRequest:
+    """A request whose signature, binding and challenge held; built by `verify` alone.
+
+    `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
+    """
+
+    admitted: AdmittedRequest
+    proof: Proof
+    key: KeyEntry
+    challenge: OpenChallenge
+    signature_base: bytes
+    spend_token: bytes
+    built_by: object
+
+    def __post_init__(self) -> None:
+        if self.built_by is not _BUILT_HERE:
+            raise TypeError("a VerifiedRequest is only built by extproc.verifier.verify")
+
+
+def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
+    """Find the route of `request` and refuse what no route may carry, PCH §4 step 1.
+
+    Raises `AmbiguousPath`, `NoRoute`, `HeaderTooLarge`, `UpgradeRefused`, `BodyTooLarge`.
+    """
+    message = request.message
+    check_target(message.target)
+    try:
+        authority = normalised_authority(message.authority, message.scheme)
+    except HttpSigError as error:
+        raise errors.NoRoute("the authority is not well-formed") from error
+    path = message.target.partition("?")[0]
+    route = rules.routes.match(authority, path, message.method)
+    if request.header_bytes > rules.config.filter.max_header_bytes:
+        raise errors.HeaderTooLarge("the header is over the hard cap")
+    _check_upgrade(request, route)
+    if request.body_cut or max(len(request.body), request.content_length or 0) > route.max_body_bytes:
+        if route.guarded:
+            raise errors.BodyTooLarge("the content is over the route's limit")
+    return AdmittedRequest(request, route, authority, path)
+
+
+def _check_upgrade(request: EdgeRequest, route: Route) -> None:
+    """Refuse CONNECT and upgrades, PCH §1.2; a route may permit plain HTTP/1.1 upgrades."""
+    message = request.message
+    upgrade = message.lines("upgrade")
+    connection = [part.strip().lower() for line in message.lines("connection") for part in line.split(b",")]
+    if message.method == "CONNECT":
+        raise errors.UpgradeRefused("CONNECT is not accepted")
+    if not upgrade and b"upgrade" not in connection:
+        return
+    if not route.permit_upgrade:
+        raise errors.UpgradeRefused("the route does not permit upgrades")
+    if len(upgrade) != 1 or connection != [b"upgrade"]:
+        raise errors.UpgradeRefused("Connection must be exactly upgrade")
+
+
+def verify(
+    admitted: AdmittedRequest, rules: Rules, keyring: Keyring, sealing_keys: SealingKeys, now_ms: int
+) -> VerifiedRequest:
+    """Verify the proof of a guarded request, PCH §4 steps 2 to 8.
+
+    `now_ms`: milliseconds since the epoch. Raises the `pch.errors` class of the first step that fails.
+    """
+    request, route, settings = admitted.request, admitted.route, rules.config.filter
+    message = request.message
+    # 3 (first half): without a binding no challenge can be issued, so this decides before anything is asked for.
+    binding = admitted.binding
+    if binding is None:
+        raise errors.BindingMissing("the edge vouches for no channel binding")
+    # 2
+    proofs = select_proofs(message)
+    sent_binding = check_binding_syntax(message)
+    # 3
+    _check_connection(route, sent_binding, binding)
+    # 4
+    proof = proofs.first
+    for each in (proof, proofs.second_half):
+        if each is not None and (each.algorithm not in route.algorithms or each.algorithm not in ALGORITHMS):
+            raise errors.AlgNotAllowed("the route does not accept this algorithm")
+    if proofs.second_half is not None:
+        raise errors.AlgNotAllowed("the route does not accept a second half")
+    key = _key(keyring, proof, now_ms)
+    # 5
+    challenge = open_challenge(
+        proof.nonce,
+        sealing_keys,
+        realm=settings.realm,
+        authority=admitted.authority,
+        binding32=binding,
+        now_ms=now_ms,
+        max_age_ms=settings.max_age_s * 1000,
+        skew_ms=settings.clock_skew_s * 1000,
+    )
+    # 6
+    check_times(proof, now_ms=now_ms, max_age_s=settings.max_age_s, skew_s=settings.clock_skew_s)
+    # 7
+    _check_coverage(admitted, proof)
+    # 8
+    try:
+        base = verify_signature(message, proof.params, proof.signature, key.public_key)
+    except HttpSigError as error:
+        raise errors.MissingComponent("a covered component is absent or cannot be read") from error
+    if key.revoked:
+        raise errors.KeyRevoked("the key was revoked")
+    token = spend_token(request.edge_instance, request.stream_id, base)
+    return VerifiedRequest(admitted, proof, key, challenge, base, token, _BUILT_HERE)
+
+
+def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:
+    if route.bound:
+        check_binding(sent, binding)
+    elif sent is not None:
+        raise errors.MalformedSignature("the route has no channel binding, so its field is to be omitted")
+
+
+def _key(keyring: Keyring, proof: Proof, now_ms: int) -> KeyEntry:
+    key = keyring.lookup(proof.key_id)
+    key.check_dates(now_ms)
+    if key.public_key.algorithm.name != proof.algorithm:
+        raise errors.AlgNotAllowed("the algorithm contradicts the registered key")
+    return key
+
+
+def _check_coverage(admitted: AdmittedRequest, proof: Proof) -> None:
+    request, route = admitted.request, admitted.route
+    required = required_components(request.message, bound=route.bound, has_content=request.has_content)
+    if request.message.lines("upgrade"):
+        required = (*required, "upgrade")
+    check_components(proof, required)
+
+
+def spend_token(edge_instance: str, stream_id: str, signature_base: bytes) -> bytes:
+    """Compute the token under which a nonce is spent, PCH §4 step 9. Returns 32 bytes."""
+    return hashlib.sha256(
+        b"\x00".join((edge_instance.encode(), stream_id.encode(), signature_base))
+    ).digest()

@@ -1,0 +1,211 @@
+"""One filter worker: puts the parts together, serves one socket, drains when told.
+
+Lifecycle: open stores → serve → every second write pending summaries and the status file → on SIGTERM, or when the
+supervisor is gone, drain: finish calls, flush summaries, close the stores. SIGHUP loads the configuration again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import time
+import uuid
+from typing import TYPE_CHECKING, Final
+
+import uvloop
+from prometheus_client import REGISTRY
+
+from extproc.challenge_supply import ChallengeSupply
+from extproc.config import ConfigError, FilterConfig, load_config
+from extproc.decision import summary_draft
+from extproc.ext_authz import ExtAuthz
+from extproc.keyring import KeyringFile
+from extproc.nonce_store.choice import open_nonce_store
+from extproc.pipeline import Parts, Pipeline
+from extproc.plan import PLAN
+from extproc.rules import Rules, rules_of
+from extproc.sealing_keys import FileSealingKeys
+from extproc.server import FilterServer
+from extproc.telemetry import Telemetry
+from receipts.errors import StoreError
+from receipts.refusals import RefusalLimiter
+from receipts.store import open_store
+from receipts.writer import ReceiptWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+LOG: Final = logging.getLogger("signet.worker")
+TICK_S: Final = 1.0
+"""How often summaries are written and the status file is renewed."""
+
+
+def now_ms() -> int:
+    """Read the wall clock in milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+class Worker:
+    """One worker process. Owned by its event loop."""
+
+    def __init__(self, config_path: Path, index: int, environ: Mapping[str, str]) -> None:
+        self._config_path, self._index, self._environ = config_path, index, environ
+        config = load_config(config_path, environ)
+        self._rules: Rules = rules_of(config)
+        self._telemetry = Telemetry(REGISTRY)
+        self._keyring = KeyringFile(config.keyring.path)
+        sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
+        self._nonce_store = open_nonce_store(config, now_ms)
+        self._store = open_store(config.receipts.url)
+        self._writer = ReceiptWriter(self._store, writer_id=str(uuid.uuid4()), clock_ms=now_ms)
+        self._refusals = RefusalLimiter(config.receipts.max_refusal_receipts_per_s, now_ms)
+        parts = Parts(
+            rules=lambda: self._rules,
+            keyring=lambda: self._keyring.current,
+            sealing_keys=sealing_keys,
+            nonce_store=self._nonce_store,
+            writer=self._writer,
+            refusals=self._refusals,
+            supply=ChallengeSupply(PLAN, now_ms),
+            telemetry=self._telemetry,
+            clock_ms=now_ms,
+            random_bytes=secrets.token_bytes,
+        )
+        self._socket_path = config.filter.socket_dir / f"signet-{index}.sock"
+        self._server = FilterServer(
+            ExtAuthz(Pipeline(parts), self._telemetry),
+            self._socket_path,
+            max_body_bytes=max(route.max_body_bytes for route in config.routes),
+            socket_mode=config.filter.socket_mode,
+        )
+
+    @property
+    def config(self) -> FilterConfig:
+        """Give the configuration in force."""
+        return self._rules.config
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.reload)
+        self._writer.start()
+        await self._nonce_store.start()
+        await self._server.start()
+        LOG.info("worker %d serves on %s", self._index, self._socket_path.name)
+        watching = asyncio.create_task(self._keyring.watch(self.config.keyring.poll_interval_ms / 1000))
+        ticking = asyncio.create_task(self._tick_forever())
+        try:
+            await stop.wait()
+        finally:
+            await self._drain(watching, ticking)
+
+    async def _drain(self, *tasks: asyncio.Task[None]) -> None:
+        LOG.info("worker %d drains", self._index)
+        await self._server.stop(self.config.filter.drain_timeout_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._write_summaries(final=True)
+        await self._nonce_store.close()
+        await self._writer.close()
+        self._status_path().unlink(missing_ok=True)
+
+    def reload(self) -> None:
+        """Load the configuration again; a bad one is reported and the old one stays in force."""
+        try:
+            config = load_config(self._config_path, self._environ)
+            fixed = _needs_restart(self.config, config)
+            rules = rules_of(config)
+        except (ConfigError, OSError) as error:
+            self._telemetry.reloads.labels("refused").inc()
+            LOG.error("configuration not reloaded, the old one stays in force: %s", error)
+            return
+        if fixed:
+            self._telemetry.reloads.labels("refused").inc()
+            LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
+            return
+        self._rules = rules
+        self._refusals.max_per_s = config.receipts.max_refusal_receipts_per_s
+        self._telemetry.reloads.labels("loaded").inc()
+        LOG.info("configuration reloaded, digest %s", config.digest)
+
+    async def _tick_forever(self) -> None:
+        while True:
+            try:
+                await self._write_summaries(final=False)
+                await self._renew_status()
+            except Exception:
+                LOG.exception("the periodic work failed; it is tried again")
+            await asyncio.sleep(TICK_S)
+
+    async def _write_summaries(self, *, final: bool) -> None:
+        for summary in self._refusals.due(final=final):
+            draft = summary_draft(summary, self._rules, now_ms(), secrets.token_bytes)
+            try:
+                await self._writer.append(draft, self.config.receipts.timeout_ms / 1000)
+            except StoreError as error:
+                self._refusals.give_back(summary)
+                LOG.error("a summary receipt could not be written: %s", error.code)
+                return
+            self._telemetry.refusals_summarised.inc(sum(summary.counts.values()))
+
+    async def problems(self) -> dict[str, str]:
+        """List what is not well, by part; empty when all is well."""
+        found = {
+            "nonce_store": await self._nonce_store.problem(),
+            "receipts": await asyncio.to_thread(self._store.problem),
+            "keyring": self._keyring.problem,
+        }
+        return {part: problem for part, problem in found.items() if problem}
+
+    async def _renew_status(self) -> None:
+        problems = await self.problems()
+        self._telemetry.problems.set(len(problems))
+        self._telemetry.keys.set(len(self._keyring.current))
+        for part in ("nonce_store", "receipts", "keyring"):
+            await self._server.set_serving(serving=part not in problems, component=f"signet.{part}")
+        status = {"index": self._index, "pid": os.getpid(), "time_ms": now_ms(), "problems": problems}
+        temporary = self._status_path().with_suffix(".tmp")
+        temporary.write_text(json.dumps(status))
+        temporary.replace(self._status_path())
+
+    def _status_path(self) -> Path:
+        return self._socket_path.with_suffix(".status.json")
+
+
+def _needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
+    """Name the settings that a running worker cannot change."""
+    pairs = {
+        "filter.socket_dir": (old.filter.socket_dir, new.filter.socket_dir),
+        "filter.workers": (old.filter.workers, new.filter.workers),
+        "filter.socket_mode": (old.filter.socket_mode, new.filter.socket_mode),
+        "filter.max_age_s": (old.filter.max_age_s, new.filter.max_age_s),
+        "nonce_store": (old.nonce_store, new.nonce_store),
+        "receipts.url": (old.receipts.url, new.receipts.url),
+        "keyring.path": (old.keyring.path, new.keyring.path),
+        "sealing.path": (old.sealing.path, new.sealing.path),
+    }
+    return [name for name, (before, after) in pairs.items() if before != after]
+
+
+async def _run(worker: Worker, lifeline_fd: int | None) -> None:
+    """Run `worker` until SIGTERM, SIGINT, or the end of the lifeline: the supervisor's end of a pipe closes with it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    if lifeline_fd is not None:
+        loop.add_reader(lifeline_fd, stop.set)
+    await worker.run(stop)
+
+
+def run_worker(config_path: Path, index: int, lifeline_fd: int | None) -> int:
+    """Run one worker until it is told to stop. Returns the exit status."""
+    worker = Worker(config_path, index, os.environ)
+    uvloop.run(_run(worker, lifeline_fd))
+    return 0
