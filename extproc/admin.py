@@ -21,10 +21,10 @@ from starlette.routing import Route
 
 from extproc.config import load_config
 from extproc.errors import ServerFault
-from extproc.readiness import not_ready_because
+from extproc.readiness import not_ready_because, store_problem
 from receipts.errors import StoreError
 from receipts.receipt_id import ReceiptId
-from receipts.store import open_store
+from receipts.store_sqlite import SqliteReceiptStore
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from extproc.config import FilterConfig
-    from receipts.store import ReceiptStore
-    from receipts.writer import StoredReceipt
+    from receipts.store import ReceiptStore, StoredReceipt
 
     Handler = Callable[[Request], Awaitable[Response]]
 
@@ -50,7 +49,9 @@ _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 class AdminApp:
     """The handlers. `now_ms`: milliseconds since the epoch."""
 
-    def __init__(self, config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]
+    ) -> None:
         self._config, self._store, self._token, self._now_ms = config, store, token, now_ms
 
     def routes(self) -> list[Route]:
@@ -87,7 +88,7 @@ class AdminApp:
     async def readyz(self, _request: Request) -> Response:
         """Say whether every worker can decide and record, with the reasons when not."""
         reasons = await asyncio.to_thread(not_ready_because, self._config, self._now_ms())
-        if (problem_text := await asyncio.to_thread(self._store.problem)) is not None:
+        if (problem_text := await asyncio.to_thread(store_problem, self._store)) is not None:
             reasons["admin.receipts"] = problem_text
         status = 503 if reasons else 200
         return JSONResponse({"ready": not reasons, "reasons": reasons}, status)
@@ -135,9 +136,12 @@ def _host_name(request: Request) -> str:
 def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
     """Write a problem document, RFC 9457."""
     body: dict[str, Any] = {"type": "about:blank", "title": "", "status": status, "detail": detail}
-    body["title"] = {400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 421: "Misdirected Request"}.get(
-        status, "Service Unavailable"
-    )
+    body["title"] = {
+        400: "Bad Request",
+        401: "Unauthorized",
+        404: "Not Found",
+        421: "Misdirected Request",
+    }.get(status, "Service Unavailable")
     return Response(json.dumps(body), status, headers, "application/problem+json")
 
 
@@ -160,9 +164,9 @@ def run_admin(config_path: Path) -> int:
     token = None
     if settings.bearer_token_file is not None:
         token = settings.bearer_token_file.read_bytes().strip()
-        if len(token) < 16:  # noqa: PLR2004
+        if len(token) < 16:
             raise ServerFault("admin.bearer_token_file: the token is shorter than 16 bytes")
-    app = build_app(config, open_store(config.receipts.url), token, now_ms)
+    app = build_app(config, SqliteReceiptStore(config.receipts.sqlite_path), token, now_ms)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

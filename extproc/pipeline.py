@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from extproc.challenge import issue
-from extproc.decision import Answer, decision_draft, policy_input
+from extproc.decision import Answer, Passage, decision_draft, policy_input
 from extproc.errors import Overloaded
 from extproc.nonce_store import SpendResult
-from extproc.verifier import AdmittedRequest, VerifiedRequest, admit, verify
+from extproc.verifier import VerifiedRequest, admit, verify
 from pch import errors
 from pch.httpsig.content_digest import verify_content_digest
 from pch.reasons import Reason
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from extproc.sealing_keys import SealingKeys
     from extproc.telemetry import Telemetry
     from receipts.refusals import RefusalLimiter
-    from receipts.writer import ReceiptWriter, StoredReceipt
+    from receipts.store import StoredReceipt
+    from receipts.writer import ReceiptWriter
 
 LOG: Final = logging.getLogger("signet.pipeline")
 RANDOM_BYTES: Final = 16
@@ -76,7 +77,7 @@ class Pipeline:
         self._in_flight += 1
         if request.binding is not None:
             parts.supply.begin(request.binding)
-        passage = _Passage(request, rules, now_ms)
+        passage = Passage(request, rules, now_ms)
         try:
             reason = await self._decide(passage)
             return await self._record(passage, reason)
@@ -85,7 +86,7 @@ class Pipeline:
             if request.binding is not None:
                 parts.supply.end(request.binding)
 
-    async def _decide(self, passage: _Passage) -> Reason:
+    async def _decide(self, passage: Passage) -> Reason:
         try:
             return await self._steps(passage)
         except errors.PchError as error:
@@ -95,7 +96,7 @@ class Pipeline:
             LOG.exception("unhandled failure; the request is refused")
             return Reason.INTERNAL
 
-    async def _steps(self, passage: _Passage) -> Reason:
+    async def _steps(self, passage: Passage) -> Reason:
         parts, request, rules = self._parts, passage.request, passage.rules
         # 1
         admitted = passage.admitted = admit(request, rules)
@@ -119,13 +120,11 @@ class Pipeline:
     async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:
         """Spend the challenge, once across all workers. A retried Check passes: it gets the stored receipt at 12."""
         challenge = verified.challenge
-        result = await self._parts.nonce_store.spend(
-            challenge.token, verified.spend_token, challenge.issued_ms, now_ms
-        )
+        result = await self._parts.nonce_store.spend(challenge.token, verified.spend_token, challenge.issued_ms, now_ms)
         if result is SpendResult.REPLAYED:
             raise errors.NonceReplay("the challenge was spent by another request")
 
-    async def _ask_policy(self, verified: VerifiedRequest, passage: _Passage) -> None:
+    async def _ask_policy(self, verified: VerifiedRequest, passage: Passage) -> None:
         passage.asked = policy_input(verified, passage.now_ms)
         try:
             verdict = await passage.rules.policy.evaluate(passage.asked)
@@ -134,12 +133,12 @@ class Pipeline:
         if verdict.allow is not True:
             raise errors.PolicyDenied(verdict.rule)
 
-    async def _record(self, passage: _Passage, reason: Reason) -> Answer:
+    async def _record(self, passage: Passage, reason: Reason) -> Answer:
         """Make the decision durable (step 12); without that, the answer is a refusal."""
         try:
             stored = await self._write(passage, reason)
         except StoreError as error:
-            LOG.error("no receipt could be written: %s", error.code)  # noqa: TRY400  no trace is needed
+            LOG.error("no receipt could be written: %s", error.code)
             return self._answer(passage, Reason.STORE_UNAVAILABLE, None)
         except Exception:
             LOG.exception("unhandled failure while writing a receipt; the request is refused")
@@ -148,14 +147,14 @@ class Pipeline:
             reason = Reason(stored.reason)
         return self._answer(passage, reason, stored)
 
-    async def _write(self, passage: _Passage, reason: Reason) -> StoredReceipt | None:
+    async def _write(self, passage: Passage, reason: Reason) -> StoredReceipt | None:
         parts, receipts = self._parts, passage.rules.config.receipts
-        if passage.verified is None and not parts.refusals.admit(passage.route_name, reason):
+        if passage.verified is None and not parts.refusals.admit(passage.route_name, reason, passage.now_ms):
             return None
         draft = decision_draft(passage, reason, parts.random_bytes)
         return await parts.writer.append(draft, receipts.timeout_ms / 1000)
 
-    def _answer(self, passage: _Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
+    def _answer(self, passage: Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
         """Put the answer together (step 13), with fresh challenges for the connection."""
         self._parts.telemetry.decided(passage.route_name, reason)
         return Answer(
@@ -168,7 +167,7 @@ class Pipeline:
             rules=passage.rules,
         )
 
-    def _fresh_challenges(self, passage: _Passage) -> tuple[str, ...]:
+    def _fresh_challenges(self, passage: Passage) -> tuple[str, ...]:
         parts, admitted = self._parts, passage.admitted
         if admitted is None or not admitted.route.guarded or admitted.binding is None:
             return ()
@@ -187,20 +186,3 @@ class Pipeline:
         except Exception:
             LOG.exception("no challenge could be issued")
             return ()
-
-
-@dataclass(slots=True)
-class _Passage:
-    """How far one request has come; lives as long as its call."""
-
-    request: EdgeRequest
-    rules: Rules
-    now_ms: int
-    admitted: AdmittedRequest | None = None
-    verified: VerifiedRequest | None = None
-    spent: bool = False
-    asked: PolicyInput | None = None
-
-    @property
-    def route_name(self) -> str:
-        return "" if self.admitted is None else self.admitted.route.name

@@ -6,10 +6,13 @@ import json
 import socket
 from typing import TYPE_CHECKING, Final
 
+from receipts.errors import StoreError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.config import FilterConfig
+    from receipts.store import ReceiptStore
 
 STATUS_STALE_AFTER_MS: Final = 5000
 """A worker renews its status file every second; one this old does not count."""
@@ -28,6 +31,15 @@ def not_ready_because(config: FilterConfig, now_ms: int) -> dict[str, str]:
         for part, problem in _reported(socket_path.with_suffix(".status.json"), now_ms).items():
             reasons[f"worker.{index}.{part}"] = problem
     return reasons
+
+
+def store_problem(store: ReceiptStore) -> str | None:
+    """Say why the receipt store could not take a receipt now; None when it could. Blocks: call it from a thread."""
+    try:
+        store.check()
+    except StoreError as error:
+        return error.code
+    return None
 
 
 def _accepts(socket_path: Path) -> bool:

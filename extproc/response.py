@@ -15,7 +15,9 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
-from pch.proof import PCH_FIELDS, REQUEST_LINE_COMPONENTS, TAG, TAG_SECOND_HALF
+from pch.httpsig.signature_field import serialise_signature
+from pch.httpsig.signature_input import serialise_signature_input
+from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS
 from pch.reasons import ANSWERS, Reason
 
 if TYPE_CHECKING:
@@ -61,13 +63,15 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
         _option("x-signet-binding", route.binding),
         _option("x-signet-receipt", answer.receipt_id or ""),
     ]
-    removed = list(PCH_FIELDS)
-    for name in ("signature-input", "signature"):
-        kept = _foreign_members(verified, name)
-        if kept:
-            headers.append(_option(name, kept))
-        else:
-            removed.append(name)
+    fields = {name for name, _ in answer.request.message.headers}
+    removed = [name for name in fields if name.startswith(FIELD_PREFIX)]
+    if verified.foreign:
+        inputs = {label: params for label, (params, _) in verified.foreign.items()}
+        signatures = {label: signature for label, (_, signature) in verified.foreign.items()}
+        headers.append(_option("signature-input", serialise_signature_input(inputs)))
+        headers.append(_option("signature", serialise_signature(signatures)))
+    else:
+        removed += ["signature-input", "signature"]
     metadata = Struct()
     metadata.update({"receipt": answer.receipt_id or "", "route": route.name, "subject": verified.key.subject})
     return CheckResponse(
@@ -79,22 +83,6 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
         ),
         dynamic_metadata=metadata,
     )
-
-
-def _foreign_members(verified: VerifiedRequest, name: str) -> str:
-    """Give the members of Signature or Signature-Input that are not PCH's, to be passed on (PCH §5)."""
-    from pch.httpsig.signature_field import parse_signature, serialise_signature
-    from pch.httpsig.signature_input import parse_signature_input, serialise_signature_input
-
-    message = verified.admitted.request.message
-    inputs = parse_signature_input(message.lines("signature-input"))
-    foreign = {label: params for label, params in inputs.items() if params.tag not in {TAG, TAG_SECOND_HALF}}
-    if not foreign:
-        return ""
-    if name == "signature-input":
-        return serialise_signature_input(foreign)
-    signatures = parse_signature(message.lines("signature"))
-    return serialise_signature({label: signatures[label] for label in foreign})
 
 
 def _response_headers(answer: Answer, cache_control: str) -> list[HeaderValueOption]:

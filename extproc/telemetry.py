@@ -22,7 +22,7 @@ class Telemetry:
         self._decisions = Counter(
             "signet_decisions", "Decisions by route and reason.", ("route", "reason"), registry=registry
         )
-        self._children: dict[tuple[str, Reason], Counter] = {}
+        self._children: dict[tuple[str | None, Reason], Counter] = {}
         self.check_seconds = Histogram(
             "signet_check_seconds", "Time from Check to answer.", buckets=CHECK_BUCKETS_S, registry=registry
         )
@@ -36,13 +36,16 @@ class Telemetry:
             "signet_config_reloads", "Configuration reloads by outcome.", ("outcome",), registry=registry
         )
         self.problems = Gauge(
-            "signet_problems", "Parts of the worker that are not well.", registry=registry, multiprocess_mode="livesum"
+            "signet_problems",
+            "Parts of the worker that are not well.",
+            registry=registry,
+            multiprocess_mode="livesum",
         )
         self.keys = Gauge("signet_keyring_keys", "Registered keys.", registry=registry, multiprocess_mode="livemax")
 
-    def decided(self, route: str, reason: Reason) -> None:
-        """Count one decision. `route`: its name from the configuration, empty when none matched."""
+    def decided(self, route: str | None, reason: Reason) -> None:
+        """Count one decision. `route`: its name from the configuration, None when none matched."""
         child = self._children.get((route, reason))
         if child is None:
-            child = self._children[(route, reason)] = self._decisions.labels(route, str(reason))
+            child = self._children[(route, reason)] = self._decisions.labels(route or "", str(reason))
         child.inc()

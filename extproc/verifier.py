@@ -38,11 +38,14 @@ from pch.proof import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from extproc.keyring import KeyEntry, Keyring
     from extproc.request import EdgeRequest
     from extproc.route import Route
     from extproc.rules import Rules
     from extproc.sealing_keys import SealingKeys
+    from pch.httpsig.signature_input import SignatureParams
 
 _BUILT_HERE: Final = object()
 
@@ -66,11 +69,12 @@ class AdmittedRequest:
 class VerifiedRequest:
     """A request whose signature, binding and challenge held; built by `verify` alone.
 
-    `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
+    `foreign`: signatures that are not PCH's, by label. `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
     """
 
     admitted: AdmittedRequest
     proof: Proof
+    foreign: Mapping[str, tuple[SignatureParams, bytes]]
     key: KeyEntry
     challenge: OpenChallenge
     signature_base: bytes
@@ -168,7 +172,7 @@ def verify(
     if key.revoked:
         raise errors.KeyRevoked("the key was revoked")
     token = spend_token(request.edge_instance, request.stream_id, base)
-    return VerifiedRequest(admitted, proof, key, challenge, base, token, _BUILT_HERE)
+    return VerifiedRequest(admitted, proof, proofs.foreign, key, challenge, base, token, _BUILT_HERE)
 
 
 def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:
@@ -196,6 +200,4 @@ def _check_coverage(admitted: AdmittedRequest, proof: Proof) -> None:
 
 def spend_token(edge_instance: str, stream_id: str, signature_base: bytes) -> bytes:
     """Compute the token under which a nonce is spent, PCH §4 step 9. Returns 32 bytes."""
-    return hashlib.sha256(
-        b"\x00".join((edge_instance.encode(), stream_id.encode(), signature_base))
-    ).digest()
+    return hashlib.sha256(b"\x00".join((edge_instance.encode(), stream_id.encode(), signature_base))).digest()

@@ -21,19 +21,20 @@ from prometheus_client import REGISTRY
 
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import ConfigError, FilterConfig, load_config
-from extproc.decision import summary_draft
 from extproc.ext_authz import ExtAuthz
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.choice import open_nonce_store
 from extproc.pipeline import Parts, Pipeline
 from extproc.plan import PLAN
+from extproc.readiness import store_problem
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
 from extproc.server import FilterServer
 from extproc.telemetry import Telemetry
 from receipts.errors import StoreError
+from receipts.receipt_id import ID_RANDOM_BYTES, WriterId, new_receipt_id
 from receipts.refusals import RefusalLimiter
-from receipts.store import open_store
+from receipts.store_sqlite import SqliteReceiptStore
 from receipts.writer import ReceiptWriter
 
 if TYPE_CHECKING:
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("signet.worker")
 TICK_S: Final = 1.0
 """How often summaries are written and the status file is renewed."""
+
+
+PARTS: Final = ("nonce_store", "receipts", "keyring", "sealing")
+"""What a worker depends on, as health components and in its status file."""
 
 
 def now_ms() -> int:
@@ -59,15 +64,15 @@ class Worker:
         self._rules: Rules = rules_of(config)
         self._telemetry = Telemetry(REGISTRY)
         self._keyring = KeyringFile(config.keyring.path)
-        sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
+        self._sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
         self._nonce_store = open_nonce_store(config, now_ms)
-        self._store = open_store(config.receipts.url)
-        self._writer = ReceiptWriter(self._store, writer_id=str(uuid.uuid4()), clock_ms=now_ms)
-        self._refusals = RefusalLimiter(config.receipts.max_refusal_receipts_per_s, now_ms)
+        self._store = SqliteReceiptStore(config.receipts.sqlite_path)
+        self._writer = ReceiptWriter(self._store, writer_id=WriterId(str(uuid.uuid4())))
+        self._refusals = RefusalLimiter(config.receipts.max_refusal_receipts_per_s)
         parts = Parts(
             rules=lambda: self._rules,
             keyring=lambda: self._keyring.current,
-            sealing_keys=sealing_keys,
+            sealing_keys=self._sealing_keys,
             nonce_store=self._nonce_store,
             writer=self._writer,
             refusals=self._refusals,
@@ -112,7 +117,8 @@ class Worker:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._write_summaries(final=True)
         await self._nonce_store.close()
-        await self._writer.close()
+        await self._writer.aclose(self.config.filter.drain_timeout_s)
+        self._store.close()
         self._status_path().unlink(missing_ok=True)
 
     def reload(self) -> None:
@@ -130,7 +136,6 @@ class Worker:
             LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
             return
         self._rules = rules
-        self._refusals.max_per_s = config.receipts.max_refusal_receipts_per_s
         self._telemetry.reloads.labels("loaded").inc()
         LOG.info("configuration reloaded, digest %s", config.digest)
 
@@ -144,22 +149,23 @@ class Worker:
             await asyncio.sleep(TICK_S)
 
     async def _write_summaries(self, *, final: bool) -> None:
-        for summary in self._refusals.due(final=final):
-            draft = summary_draft(summary, self._rules, now_ms(), secrets.token_bytes)
+        for summary in self._refusals.flush() if final else self._refusals.due(now_ms()):
+            draft = summary.draft(new_receipt_id(now_ms(), secrets.token_bytes(ID_RANDOM_BYTES)), now_ms())
             try:
                 await self._writer.append(draft, self.config.receipts.timeout_ms / 1000)
             except StoreError as error:
-                self._refusals.give_back(summary)
+                self._refusals.put_back(summary)
                 LOG.error("a summary receipt could not be written: %s", error.code)
-                return
-            self._telemetry.refusals_summarised.inc(sum(summary.counts.values()))
+            else:
+                self._telemetry.refusals_summarised.inc(sum(summary.counts.values()))
 
     async def problems(self) -> dict[str, str]:
         """List what is not well, by part; empty when all is well."""
         found = {
             "nonce_store": await self._nonce_store.problem(),
-            "receipts": await asyncio.to_thread(self._store.problem),
+            "receipts": await asyncio.to_thread(store_problem, self._store),
             "keyring": self._keyring.problem,
+            "sealing": self._sealing_keys.problem,
         }
         return {part: problem for part, problem in found.items() if problem}
 
@@ -167,7 +173,7 @@ class Worker:
         problems = await self.problems()
         self._telemetry.problems.set(len(problems))
         self._telemetry.keys.set(len(self._keyring.current))
-        for part in ("nonce_store", "receipts", "keyring"):
+        for part in PARTS:
             await self._server.set_serving(serving=part not in problems, component=f"signet.{part}")
         status = {"index": self._index, "pid": os.getpid(), "time_ms": now_ms(), "problems": problems}
         temporary = self._status_path().with_suffix(".tmp")

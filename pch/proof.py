@@ -9,7 +9,7 @@ import base64
 import hmac
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pch.errors import (
     BindingMismatch,
@@ -23,6 +23,9 @@ from pch.httpsig.message import RequestMessage
 from pch.httpsig.signature_field import parse_signature
 from pch.httpsig.signature_input import SignatureParams, parse_signature_input
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 TAG: Final = "pch"
 TAG_SECOND_HALF: Final = "pch-pq"
 """The tag of the ML-DSA half of a hybrid."""
@@ -31,8 +34,8 @@ BINDING_BYTES: Final = 32
 """The length of an RFC 9266 tls-exporter binding."""
 EVIDENCE_FIELDS: Final = ("pch-evidence", "pch-evidence-digest", "pch-relaxed")
 REQUEST_LINE_COMPONENTS: Final = ("@method", "@authority", "@path", "@query")
-PCH_FIELDS: Final = (BINDING_FIELD, *EVIDENCE_FIELDS, "pch-challenge")
-"""Request fields that end at the verifier."""
+FIELD_PREFIX: Final = "pch-"
+"""Request fields that begin so end at the verifier (PCH §5)."""
 
 _PARAMETERS: Final = frozenset({"created", "expires", "keyid", "alg", "nonce", "tag"})
 _REFUSED_COMPONENTS: Final = frozenset({"@request-target", "@status"})
@@ -59,10 +62,14 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Proofs:
-    """The PCH signatures of one request: `first` under tag `pch`, `second_half` under `pch-pq` if there is one."""
+    """The PCH signatures of one request: `first` under tag `pch`, `second_half` under `pch-pq` if there is one.
+
+    `foreign`: signatures with other tags by label, ignored here and passed on.
+    """
 
     first: Proof
     second_half: Proof | None
+    foreign: Mapping[str, tuple[SignatureParams, bytes]]
 
 
 def select_proofs(message: RequestMessage) -> Proofs:
@@ -82,15 +89,17 @@ def select_proofs(message: RequestMessage) -> Proofs:
     if inputs.keys() != signatures.keys():
         raise MalformedSignature("Signature and Signature-Input do not have the same members")
     tagged: dict[str, Proof] = {}
+    foreign: dict[str, tuple[SignatureParams, bytes]] = {}
     for label, params in inputs.items():
-        if params.tag not in {TAG, TAG_SECOND_HALF}:
+        if params.tag != TAG and params.tag != TAG_SECOND_HALF:
+            foreign[label] = (params, signatures[label])
             continue
         if params.tag in tagged:
             raise MalformedSignature("more than one signature of one tag")
         tagged[params.tag] = _proof(label, params, signatures[label])
     if TAG not in tagged:
         raise MissingSignature("no signature is tagged for this protocol")
-    return Proofs(tagged[TAG], tagged.get(TAG_SECOND_HALF))
+    return Proofs(tagged[TAG], tagged.get(TAG_SECOND_HALF), foreign)
 
 
 def _proof(label: str, params: SignatureParams, signature: bytes) -> Proof:
