@@ -1,0 +1,151 @@
+"""What was decided about one request, and how that is told to the receipt log (docs/reference/receipt.md)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from pch.proof import TAG
+from pch.reasons import ANSWERS, Reason
+from policy.evaluator import PolicyInput
+from receipts.facts import PolicyFacts, ProofFacts, RequestFacts, SignatureFacts, request_facts
+from receipts.receipt import ReceiptDraft
+from receipts.receipt_id import ID_RANDOM_BYTES, ReceiptId, new_receipt_id
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from extproc.request import EdgeRequest
+    from extproc.rules import Rules
+    from extproc.verifier import AdmittedRequest, VerifiedRequest
+
+ALLOWING = frozenset({Reason.ALLOWED, Reason.UNGUARDED})
+"""The only reasons that let a request through."""
+
+
+@dataclass(slots=True)
+class Passage:
+    """How far one request has come; lives as long as its call. `spent`: its challenge is spent, by it alone."""
+
+    request: EdgeRequest
+    rules: Rules
+    now_ms: int
+    admitted: AdmittedRequest | None = None
+    verified: VerifiedRequest | None = None
+    spent: bool = False
+    asked: PolicyInput | None = None
+
+    @property
+    def route_name(self) -> str | None:
+        """Give the name of the route, None while none matched."""
+        return None if self.admitted is None else self.admitted.route.name
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The end of a passage: what Envoy is to be told. `challenges`: fresh ones for the connection."""
+
+    reason: Reason
+    receipt_id: ReceiptId | None
+    admitted: AdmittedRequest | None
+    verified: VerifiedRequest | None
+    challenges: tuple[str, ...]
+    request: EdgeRequest
+    rules: Rules
+
+
+def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
+    """Gather everything that policy may know of a verified request."""
+    admitted = verified.admitted
+    message, route = admitted.request.message, admitted.route
+    return PolicyInput(
+        time_ms=now_ms,
+        route=route.name,
+        method=message.method,
+        authority=admitted.authority,
+        path=admitted.path,
+        subject=verified.key.subject,
+        key_ids=(verified.key.key_id,),
+        algorithms=(verified.proof.algorithm,),
+        binding=route.binding,
+        mode=route.mode,
+        evidence=bool(message.lines("pch-evidence")),
+        body_bytes=len(admitted.request.body),
+    )
+
+
+def decision_draft(passage: Passage, reason: Reason, random_bytes: Callable[[int], bytes]) -> ReceiptDraft:
+    """Describe a decision for its receipt; the only place where a request's facts enter the log."""
+    verified, allowed = passage.verified, reason in ALLOWING
+    return ReceiptDraft(
+        kind="decision",
+        id=new_receipt_id(passage.now_ms, random_bytes(ID_RANDOM_BYTES)),
+        time_ms=passage.now_ms,
+        trace_id=passage.request.trace_id,
+        request=_request_facts(passage, reason),
+        decision="allow" if allowed else "deny",
+        reason=str(reason),
+        status=None if allowed else ANSWERS[reason].status,
+        route=passage.route_name,
+        proof=None if verified is None else _proof_facts(verified, spent=passage.spent),
+        plan_digest=passage.rules.plan_digest,
+        policy=_policy_facts(passage),
+        idempotency_key=verified.spend_token if verified is not None and passage.spent else None,
+    )
+
+
+def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
+    request = passage.request
+    digest = None
+    if not request.has_content:
+        content = "none"
+    elif reason is Reason.ALLOWED:
+        content, digest = "verified", hashlib.sha256(request.body).hexdigest()
+    else:
+        content = "unchecked"
+    return request_facts(
+        method=request.message.method,
+        authority=request.message.authority if passage.admitted is None else passage.admitted.authority,
+        target=request.message.target,
+        content=content,
+        content_sha256=digest,
+        edge_request_id=request.stream_id,
+    )
+
+
+def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
+    proof, admitted = verified.proof, verified.admitted
+    message = admitted.request.message
+    evidence = message.lines("pch-evidence")
+    return ProofFacts(
+        subject=verified.key.subject,
+        signatures=(
+            SignatureFacts(
+                tag=TAG,
+                key_id=verified.key.key_id,
+                alg=proof.algorithm,
+                base_sha256=hashlib.sha256(verified.signature_base).hexdigest(),
+                signature_sha256=hashlib.sha256(proof.signature).hexdigest(),
+            ),
+        ),
+        binding=admitted.route.binding,
+        binding_sha256=hashlib.sha256(admitted.request.binding).hexdigest()
+        if admitted.route.bound and admitted.request.binding is not None
+        else None,
+        challenge_sha256=hashlib.sha256(verified.challenge.token).hexdigest(),
+        created_s=proof.created_s,
+        expires_s=proof.expires_s,
+        covered=tuple(component.serialised for component in proof.params.components),
+        content_sha256=None,
+        evidence_sha256=hashlib.sha256(b", ".join(evidence)).hexdigest() if evidence else None,
+        spend_sha256=verified.spend_token.hex() if spent else None,
+    )
+
+
+def _policy_facts(passage: Passage) -> PolicyFacts | None:
+    if passage.asked is None:
+        return None
+    return PolicyFacts(passage.rules.policy.digest, msgspec.to_builtins(passage.asked))
