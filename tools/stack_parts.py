@@ -1,0 +1,184 @@
+"""What the parts of a stack are, in the order they start, and how to tell that each one is ready."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from tools.stack_certs import ensure_demo_key, ensure_server_certificate
+from tools.stack_config import REPOSITORY, StackError, StackFiles, filter_toml
+from tools.stack_envoy import HAPROXY_CFG, TLS_MODULE, envoy_binary, write_envoy_config
+from tools.stack_process import RUN_ID_VARIABLE, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tools.stack_config import StackSettings
+
+LOOPBACK: Final = "127.0.0.1"
+FILTER_WORKERS: Final = 2
+BUILD_TIMEOUT_S: Final = 300.0
+PROBE_TIMEOUT_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPart:
+    """A part and the question whether it is ready, which never blocks for long and never raises for "not yet"."""
+
+    part: Part
+    ready: Callable[[], bool]
+
+
+def prepare(settings: StackSettings) -> None:
+    """Make the folders, certificates, keys and configuration files. Raises `StackError`."""
+    files = StackFiles(settings.var)
+    for folder in (files.var, files.run, files.logs, files.tls):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files.run.chmod(0o700)
+    ensure_server_certificate(files.tls)
+    ensure_demo_key(files.demo_key, files.keyring)
+    files.toml.write_text(filter_toml(settings))
+    if settings.edge == "a":
+        build_tls_module()
+    if settings.edge == "b" and shutil.which("haproxy") is None:
+        raise StackError("edge b needs HAProxy: run `tools/parts.sh haproxy`")
+    if settings.nonce_store == "redis" and shutil.which("redis-server") is None:
+        raise StackError("the Redis nonce store needs redis-server: run `tools/parts.sh redis-server`")
+    write_envoy_config(settings)
+
+
+def build_tls_module() -> None:
+    """Build edge A's module (quick when it is up to date). Raises `StackError` with the compiler's words."""
+    command = ["make", "--no-print-directory", "-C", str(TLS_MODULE.parent.parent)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise StackError(f"the TLS module could not be built: {error}") from error
+    if done.returncode != 0 or not TLS_MODULE.exists():
+        hint = "run `tools/parts.sh libssl-dev gcc make` if headers or the compiler are missing"
+        raise StackError(f"the TLS module could not be built ({hint}):\n{(done.stdout + done.stderr)[-2000:]}")
+
+
+def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
+    """List the parts in the order in which they start."""
+    files = StackFiles(settings.var)
+    ports = settings.ports
+    environ = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY), RUN_ID_VARIABLE: run_id}
+    words = {"python": sys.executable, "config": str(files.toml), "var": str(files.var)}
+
+    def part(name: str, argv: tuple[str, ...], **extra: str) -> Part:
+        return Part(name, argv, files.logs / f"{name}.log", {**environ, **extra}, files.var)
+
+    app = (sys.executable, str(REPOSITORY / "tools" / "example_app.py"), "--port", str(ports.app))
+    parts = [PlannedPart(part("app", (*app, "--log", str(files.app_log))), lambda: _listens(ports.app))]
+    if settings.nonce_store == "redis":
+        parts.append(PlannedPart(part("redis", _redis(settings)), lambda: _listens(ports.redis)))
+    filter_argv = tuple(word.format(**words) for word in settings.filter_command)
+    sockets = [files.socket(worker) for worker in range(FILTER_WORKERS)]
+    parts.append(PlannedPart(part("filter", filter_argv, **settings.environ), lambda: all(map(_accepts, sockets))))
+    if settings.admin_command:
+        admin_argv = tuple(word.format(**words) for word in settings.admin_command)
+        parts.append(
+            PlannedPart(part("admin", admin_argv, **settings.environ), lambda: _answers_200(ports.admin, "/readyz"))
+        )
+    parts.append(PlannedPart(part("envoy", _envoy(settings), **_envoy_environ()), lambda: _envoy_ready(settings)))
+    if settings.edge == "b":
+        names = {
+            "SIGNET_EDGE_BIND": f"{LOOPBACK}:{ports.https}",
+            "SIGNET_EDGE_PEM": str(files.tls / "server-with-key.pem"),
+            "SIGNET_EDGE_PIPE": str(files.run / "edge-b.sock"),
+        }
+        haproxy = ("haproxy", "-db", "-f", str(HAPROXY_CFG))
+        parts.append(PlannedPart(part("haproxy", haproxy, **names), lambda: _listens(ports.https)))
+    return parts
+
+
+def _redis(settings: StackSettings) -> tuple[str, ...]:
+    folder = settings.var / "redis"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    nothing_kept = (
+        "--save",
+        "",
+        "--appendonly",
+        "no",
+        "--maxmemory-policy",
+        "noeviction",
+        "--dir",
+        str(folder),
+    )
+    return ("redis-server", "--bind", LOOPBACK, "--port", str(settings.ports.redis), *nothing_kept)
+
+
+def _envoy(settings: StackSettings) -> tuple[str, ...]:
+    config = str(StackFiles(settings.var).envoy)
+    # Without hot restart several Envoys live side by side on one machine.
+    return (
+        str(envoy_binary()),
+        *("-c", config, "--disable-hot-restart", "--concurrency", str(settings.envoy_concurrency)),
+        *("--log-level", settings.envoy_log_level, "--drain-time-s", "2", "--parent-shutdown-time-s", "3"),
+    )
+
+
+def _envoy_environ() -> dict[str, str]:
+    return {
+        "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(TLS_MODULE.parent),
+        "SIGNET_EDGE_INSTANCE": str(uuid.uuid4()),
+    }
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((LOOPBACK, port), PROBE_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _accepts(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(PROBE_TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _get(port: int, path: str) -> bytes | None:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PROBE_TIMEOUT_S)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.read() if answer.status == http.HTTPStatus.OK else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def _answers_200(port: int, path: str) -> bool:
+    return _get(port, path) is not None
+
+
+def _envoy_ready(settings: StackSettings) -> bool:
+    """Envoy is live, its listener is open, and it holds every filter worker for healthy."""
+    if _get(settings.ports.envoy_admin, "/ready") is None:
+        return False
+    clusters = _get(settings.ports.envoy_admin, "/clusters?format=json")
+    if clusters is None or not (settings.edge == "b" or _listens(settings.ports.https)):
+        return False
+    for cluster in json.loads(clusters)["cluster_statuses"]:
+        if cluster["name"] == "signet_filter":
+            states = [host["health_status"] for host in cluster.get("host_statuses", [])]
+            bad = {"failed_active_health_check", "failed_outlier_check", "pending_active_hc"}
+            return len(states) == FILTER_WORKERS and not any(bad & state.keys() for state in states)
+    return False

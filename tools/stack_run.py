@@ -1,0 +1,192 @@
+"""The process that owns a running stack: it starts the parts, tells what becomes of them, and ends them.
+
+Envoy dies with the thread that started it, so this is one process with one thread, apart from the command that
+asked for it. A part that ends by itself is reported in stack.json and stays ended: without it Envoy fails closed,
+and a fault under study is not hidden by a restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+import uuid
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final
+
+from tools.stack_config import StackError, StackFiles, StackSettings, check_ports_free
+from tools.stack_parts import FILTER_WORKERS, PlannedPart, planned_parts, prepare
+from tools.stack_process import POLL_S, RUN_ID_VARIABLE, ProcessIdentity
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+START_TIMEOUT_S: Final = 45.0
+"""How long one part may take to become ready."""
+STOP_GRACE_S: Final = 12.0
+"""How long a part may drain; above the filter's drain_timeout_s."""
+MAX_COMMAND_BYTES: Final = 256
+LOG_LINES_ON_FAILURE: Final = 15
+
+
+class StackRun:
+    """A stack from its first process to its last."""
+
+    def __init__(self, settings: StackSettings) -> None:
+        self._settings = settings
+        self._files = StackFiles(settings.var)
+        self._run_id = uuid.uuid4().hex
+        self._parts: list[PlannedPart] = []
+        self._gone: dict[str, int] = {}
+        self._stopping = False
+
+    def main(self) -> int:
+        """Run until told to stop; the exit status says whether the stack ever stood."""
+        with (self._files.run / "lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("failed: another stack runs here", flush=True)
+                return 1
+            for each in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(each, self._stop)
+            try:
+                self._start()
+                self._serve_control()
+            except StackError as error:
+                print(f"failed: {error}", flush=True)
+                return 1
+            finally:
+                self._end()
+        return 0
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+
+    def _start(self) -> None:
+        began = time.monotonic()
+        check_ports_free(self._settings)
+        prepare(self._settings)
+        os.environ[RUN_ID_VARIABLE] = self._run_id
+        self._parts = planned_parts(self._settings, self._run_id)
+        for planned in self._parts:
+            self._start_part(planned)
+        self._write_state()
+        print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
+
+    def _start_part(self, planned: PlannedPart) -> None:
+        part = planned.part
+        print(f"starting {part.name}", flush=True)
+        part.start()
+        self._gone.pop(part.name, None)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not planned.ready():
+            if self._stopping:
+                raise StackError("told to stop while starting")
+            if part.exit_status is not None or time.monotonic() > deadline:
+                how = f"ended with {part.exit_status}" if part.exit_status is not None else "was not ready in time"
+                raise StackError(f"{part.name} {how}; end of {part.log}:\n{part.log_tail(LOG_LINES_ON_FAILURE)}")
+            time.sleep(POLL_S)
+
+    def _serve_control(self) -> None:
+        """Answer `stop NAME`, `start NAME` and `restart NAME` on a UNIX socket, and notice parts that end."""
+        path = self._files.run / "control.sock"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
+            listener.bind(str(path))
+            listener.listen(8)
+            selector.register(listener, selectors.EVENT_READ)
+            while not self._stopping:
+                if selector.select(timeout=0.1):
+                    connection = listener.accept()[0]
+                    with connection, contextlib.suppress(OSError):
+                        connection.settimeout(1.0)
+                        words = connection.recv(MAX_COMMAND_BYTES).decode().split()
+                        connection.sendall(self._obey(words).encode())
+                self._notice_ended_parts()
+
+    def _obey(self, words: list[str]) -> str:
+        planned = {each.part.name: each for each in self._parts}
+        if len(words) != 2 or words[0] not in {"stop", "start", "restart"} or words[1] not in planned:
+            return f"say stop, start or restart and one of {', '.join(planned)}"
+        verb, chosen = words[0], planned[words[1]]
+        try:
+            if verb in {"stop", "restart"}:
+                chosen.part.stop(STOP_GRACE_S)
+            if verb in {"start", "restart"} and chosen.part.pid is None:
+                self._start_part(chosen)
+        except StackError as error:
+            return str(error)
+        finally:
+            self._notice_ended_parts()
+            self._write_state()
+        return "ok"
+
+    def _notice_ended_parts(self) -> None:
+        gone: dict[str, int] = {}
+        for planned in self._parts:
+            status = planned.part.exit_status
+            if status is not None:
+                gone[planned.part.name] = status
+        for name in gone.keys() - self._gone.keys():
+            print(f"{name} ended with {gone[name]}", flush=True)
+        if gone != self._gone:
+            self._gone = gone
+            self._write_state()
+
+    def _write_state(self) -> None:
+        temporary = self._files.state.with_suffix(".new")
+        temporary.write_text(json.dumps(self._state(), indent=2) + "\n")
+        temporary.rename(self._files.state)
+
+    def _state(self) -> dict[str, object]:
+        files, ports = self._files, self._settings.ports
+        return {
+            "state": "degraded" if self._gone else "ready",
+            "ended": self._gone,
+            "https": f"https://127.0.0.1:{ports.https}",
+            "admin": f"http://127.0.0.1:{ports.admin}",
+            "envoy_admin": f"http://127.0.0.1:{ports.envoy_admin}",
+            "ca": str(files.tls / "ca.pem"),
+            "config": str(files.toml),
+            "envoy_config": str(files.envoy),
+            "guarded_path": "/protected",
+            "open_path": "/public",
+            "demo_key": str(files.demo_key),
+            "demo_subject": "demo",
+            "keyring": str(files.keyring),
+            "edge": self._settings.edge,
+            "nonce_store": self._settings.nonce_store,
+            "app_log": str(files.app_log),
+            "sockets": [str(files.socket(worker)) for worker in range(FILTER_WORKERS)],
+            "ports": asdict(ports),
+            "pids": {each.part.name: each.part.pid for each in self._parts if each.part.pid is not None},
+            "logs": {each.part.name: str(each.part.log) for each in self._parts},
+            "run_id": self._run_id,
+            "supervisor": asdict(ProcessIdentity.of(os.getpid())),
+        }
+
+    def _end(self) -> None:
+        """End the parts, the edge first, so that nothing is let in while the rest goes."""
+        for planned in reversed(self._parts):
+            planned.part.stop(STOP_GRACE_S)
+        for path in (self._files.state, self._files.run / "control.sock"):
+            path.unlink(missing_ok=True)
+        print("stopped", flush=True)
+
+
+def run(settings_file: Path) -> int:
+    """Run the stack that `settings_file` describes."""
+    return StackRun(StackSettings.from_json(settings_file.read_text())).main()
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    sys.exit(run(Path(sys.argv[1])))
