@@ -1,0 +1,117 @@
+"""What the caller asked for, checked and ready to be sent or signed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from pch.client.errors import InvalidRequest
+from pch.client.limits import MAX_REQUEST_BODY_BYTES, MAX_REQUEST_HEADER_BYTES, MAX_REQUEST_HEADERS
+from pch.client.signing import SIGNATURE_FIELDS, is_own_field
+from pch.client.url import Url, parse_url
+from pch.httpsig.message import HeaderLines, RequestMessage
+
+HeaderTypes = Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
+ParamTypes = Mapping[str, str | int | float | bool] | Sequence[tuple[str, str]]
+
+IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
+"""RFC 9110 §9.2.2."""
+SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+"""RFC 9110 §9.2.1."""
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")
+_VALUE: Final = re.compile(rb"(?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?")
+_CONNECTION_FIELDS: Final = frozenset(
+    {"connection", "content-length", "expect", "host", "keep-alive", "proxy-connection", "te", "trailer"}
+    | {"transfer-encoding", "upgrade"}
+)
+"""Framing and connection control are the client's own; Envoy answers `expect` before the check (PCH §9)."""
+_CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization"})
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request as the caller means it, before any proof. `headers`: lower-case names, raw values."""
+
+    method: str
+    url: Url
+    headers: HeaderLines
+    body: bytes
+
+    @property
+    def is_idempotent(self) -> bool:
+        """Tell whether the method may be repeated (RFC 9110 §9.2.2)."""
+        return self.method in IDEMPOTENT
+
+    @property
+    def asks_first(self) -> bool:
+        """Tell whether a challenge is fetched first, by HEAD: it has content, or changes something."""
+        return bool(self.body) or self.method not in SAFE
+
+    def message(self) -> RequestMessage:
+        """Give the message that a signature covers."""
+        return RequestMessage(
+            self.method, self.url.origin.scheme, self.url.origin.authority, self.url.target, self.headers
+        )
+
+    def probe(self) -> Request:
+        """Give the HEAD request that asks for a challenge: same target, nothing else of the caller's."""
+        return Request("HEAD", self.url, (), b"")
+
+    def redirected(self, url: Url, status: int) -> Request:
+        """Give the request that follows a redirect (RFC 9110 §15.4).
+
+        303, and 301 or 302 to a POST, turn into GET without content. To another origin no credential, and no
+        signature of another tag, goes along.
+        """
+        headers, method, body = self.headers, self.method, self.body
+        if url.origin != self.url.origin:
+            dropped = _CREDENTIALS | frozenset(SIGNATURE_FIELDS)
+            headers = tuple(line for line in headers if line[0] not in dropped)
+        if (status == 303 and method != "HEAD") or (status in {301, 302} and method == "POST"):
+            method, body = "GET", b""
+            headers = tuple(line for line in headers if not line[0].startswith("content-"))
+        return replace(self, method=method, url=url, headers=headers, body=body)
+
+
+def make_request(
+    method: str,
+    url: str,
+    *,
+    headers: HeaderTypes | None = None,
+    content: bytes | str | None = None,
+    params: ParamTypes | None = None,
+) -> Request:
+    """Check what the caller gave. `content`: bytes, or text sent as UTF-8. Raises `InvalidRequest`."""
+    if not _TOKEN.fullmatch(method) or method.upper() == "CONNECT":
+        raise InvalidRequest("the method is not usable")
+    body = content.encode("utf-8") if isinstance(content, str) else bytes(content or b"")
+    if len(body) > MAX_REQUEST_BODY_BYTES:
+        raise InvalidRequest(f"the content is over {MAX_REQUEST_BODY_BYTES} bytes")
+    return Request(method.upper(), parse_url(url, params), _header_lines(headers or ()), body)
+
+
+def _header_lines(headers: HeaderTypes) -> HeaderLines:
+    pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers)
+    if len(pairs) > MAX_REQUEST_HEADERS:
+        raise InvalidRequest(f"more than {MAX_REQUEST_HEADERS} header fields")
+    lines = tuple(_header_line(name, value) for name, value in pairs)
+    if sum(len(name) + len(value) + 4 for name, value in lines) > MAX_REQUEST_HEADER_BYTES:
+        raise InvalidRequest(f"the header fields are over {MAX_REQUEST_HEADER_BYTES} bytes")
+    return lines
+
+
+def _header_line(name: str, value: str | bytes) -> tuple[str, bytes]:
+    lower = name.lower()
+    if not _TOKEN.fullmatch(name):
+        raise InvalidRequest("a header field's name is not a token")
+    if lower in _CONNECTION_FIELDS or is_own_field(lower):
+        raise InvalidRequest(f"the field {lower} is written by the client itself")
+    try:
+        raw = value.encode("latin-1") if isinstance(value, str) else value
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"the value of {lower} is not a field value") from error
+    if not _VALUE.fullmatch(raw):
+        raise InvalidRequest(f"the value of {lower} is not a field value")
+    return lower, raw

@@ -1,0 +1,80 @@
+"""What both clients are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Final
+
+from pch.client.errors import InvalidRequest, TooManyRedirects
+from pch.client.exchange import ExchangeSettings, Observer
+from pch.client.limits import MAX_CONNECTIONS_PER_ORIGIN
+from pch.client.tls_session import TlsContext
+from pch.keys import KeyFormatError, private_key_from_jwk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pch.algorithms import Signer
+    from pch.client.request import Request
+    from pch.client.response import Response
+
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+
+
+class ClientSettings:
+    """Checked settings of one client; its parameters are those of `Client`."""
+
+    def __init__(
+        self,
+        *,
+        key: Signer | Mapping[str, object],
+        verify: bool | str | Path,
+        http2: bool,
+        binding: str,
+        timeout_s: float,
+        follow_redirects: bool,
+        max_connections_per_origin: int,
+        max_response_bytes: int,
+        observer: Observer | None,
+        clock_s: Callable[[], float],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        if binding not in {"tls-exporter", "none"}:
+            raise InvalidRequest("binding is tls-exporter or none")
+        if timeout_s <= 0 or max_response_bytes <= 0:
+            raise InvalidRequest("timeout_s and max_response_bytes are above 0")
+        if not 1 <= max_connections_per_origin <= MAX_CONNECTIONS_PER_ORIGIN:
+            raise InvalidRequest(f"max_connections_per_origin is from 1 to {MAX_CONNECTIONS_PER_ORIGIN}")
+        self.timeout_s = timeout_s
+        self.follow_redirects = follow_redirects
+        self.max_connections_per_origin = max_connections_per_origin
+        self.max_response_bytes = max_response_bytes
+        self.tls = TlsContext(verify=verify, bound=binding == "tls-exporter", http2=http2)
+        self.exchange = ExchangeSettings((_signer(key),), binding, clock_s, monotonic_s, observer)
+
+    def check_sendable(self, request: Request) -> None:
+        """Raise `InvalidRequest` for a request that cannot have the binding this client is set to."""
+        if not request.url.origin.is_tls and self.exchange.binding != "none":
+            raise InvalidRequest("a channel binding needs https")
+
+    def redirect(self, request: Request, response: Response) -> Request | None:
+        """Give the request that follows `response`, or None when it is final.
+
+        Raises `TooManyRedirects` or, for a Location that is no http URL, `InvalidRequest`.
+        """
+        location = response.headers.get("location")
+        if not self.follow_redirects or response.status not in REDIRECTS or location is None:
+            return None
+        url = request.url.join(location)
+        if request.url.origin.is_tls and not url.origin.is_tls:
+            raise TooManyRedirects("a redirect leads from https to http")
+        return request.redirected(url, response.status)
+
+
+def _signer(key: Signer | Mapping[str, object]) -> Signer:
+    if not isinstance(key, Mapping):
+        return key
+    try:
+        return private_key_from_jwk(key)
+    except KeyFormatError as error:
+        raise InvalidRequest(f"the key is not usable: {error}") from error
