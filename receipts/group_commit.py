@@ -119,8 +119,8 @@ class GroupCommit(Generic[T, R]):
         """Queue `item` and wait for its commit.
 
         Raises StoreOverloaded when `max_pending_items` are queued, StoreTimeout after `timeout_s`,
-        StoreClosed, or what `commit` raised or returned for it. An item given up (timeout, cancellation) before its batch
-        began is never committed; after that it may be.
+        StoreClosed, or what `commit` raised or returned for it. An item given up (timeout, cancellation)
+        before its batch began is never committed; after that it may be.
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R | _Failure] = loop.create_future()
@@ -235,8 +235,7 @@ class GroupCommit(Generic[T, R]):
             failure = _Failure(error, error.__traceback__)
             return [failure] * len(batch)
         return [
-            _Failure(result, result.__traceback__) if isinstance(result, Exception) else result
-            for result in results
+            _Failure(result, result.__traceback__) if isinstance(result, Exception) else result for result in results
         ]
 
     @staticmethod

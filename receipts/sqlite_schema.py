@@ -1,0 +1,86 @@
+"""The tables of the SQLite receipt store, and how an older file becomes a newer one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from receipts.errors import StoreCorrupt
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable
+
+APPLICATION_ID: Final = 0x53474E52
+"""SQLite's application id of a Signet receipt store ("SGNR")."""
+
+# One entry per schema version, from 1. Never change one that was released: add the next.
+# seq is dense: rows are only added, at max + 1, under the write lock (the triggers keep it so).
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """
+        CREATE TABLE receipts (
+            seq             INTEGER PRIMARY KEY,
+            id              TEXT    NOT NULL UNIQUE,
+            writer          TEXT    NOT NULL,
+            wseq            INTEGER NOT NULL CHECK (wseq >= 1),
+            time_ms         INTEGER NOT NULL,
+            kind            TEXT    NOT NULL,
+            trace_id        TEXT,
+            decision        TEXT,
+            reason          TEXT,
+            status          INTEGER,
+            idempotency_key BLOB    CHECK (length(idempotency_key) = 32),
+            leaf_hash       BLOB    NOT NULL CHECK (length(leaf_hash) = 32),
+            raw             BLOB    NOT NULL CHECK (length(raw) <= 65535),
+            UNIQUE (writer, wseq)
+        ) STRICT
+        """,
+        """
+        CREATE UNIQUE INDEX receipts_by_idempotency_key ON receipts (idempotency_key)
+            WHERE idempotency_key IS NOT NULL
+        """,
+        """
+        CREATE TRIGGER receipts_keep_rows BEFORE DELETE ON receipts
+        BEGIN SELECT RAISE (ABORT, 'receipts are append-only'); END
+        """,
+        """
+        CREATE TRIGGER receipts_keep_values BEFORE UPDATE ON receipts
+        BEGIN SELECT RAISE (ABORT, 'receipts are append-only'); END
+        """,
+    ),
+)
+
+
+def migrate(connection: sqlite3.Connection, now_ms: Callable[[], int]) -> None:
+    """Bring the file to the newest schema; safe when several processes start at once.
+
+    Raises StoreCorrupt when the file belongs to another program or to a newer Signet, sqlite3.Error.
+    """
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        version = _version(connection)
+        for number, statements in enumerate(MIGRATIONS[version:], start=version + 1):
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute("INSERT INTO schema_migrations VALUES (?, ?)", (number, now_ms()))
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    """Return the schema version of a store, 0 after making one of an empty file."""
+    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
+    if application_id != APPLICATION_ID:
+        if application_id != 0 or connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise StoreCorrupt("the file is not a Signet receipt store")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(
+            "CREATE TABLE schema_migrations (version INTEGER PRIMARY KEY, applied_ms INTEGER NOT NULL) STRICT"
+        )
+        return 0
+    version: int = connection.execute("SELECT coalesce(max(version), 0) FROM schema_migrations").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise StoreCorrupt(f"the receipt store has schema {version}, this program knows {len(MIGRATIONS)}")
+    return version

@@ -1,0 +1,339 @@
+"""The SQLite receipt store: one file in WAL mode, written by several processes, durable at every commit.
+
+`synchronous=FULL` makes COMMIT return only after the write-ahead log is synced. `BEGIN IMMEDIATE` takes the
+write lock before anything is read, so tails, duplicates and `seq` are decided under it.
+
+Ownership: `_writing` and `_turnstile` belong to the one thread that appends; `_reading` to `_read_lock`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError
+from receipts.receipt import ReceiptDraft, leaf_hash, seal
+from receipts.sqlite_schema import migrate
+from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, Appended, StoredReceipt, WriterTail
+from receipts.turnstile import Turnstile, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from receipts.receipt_id import ReceiptId, WriterId
+
+DEFAULT_BUSY_TIMEOUT_MS: Final = 1000
+MIN_FREE_BYTES: Final = 16 * 1024 * 1024
+"""Below this much free disk `check` reports the store as not ready."""
+
+CHECKPOINT_AFTER_BYTES: Final = 4 * 1024 * 1024
+"""Receipts that one writer adds between checkpoints; the write-ahead log is about twice that for each writer."""
+
+_FILE_MODE: Final = 0o600
+_JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
+_MAX_READ: Final = 10_000
+
+_SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status FROM receipts "
+_BY_ID: Final = _SELECT + "WHERE id = ?"
+_BY_KEY: Final = _SELECT + "WHERE idempotency_key = ?"
+_LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT ?"
+_READ: Final = _SELECT + "WHERE seq > ? ORDER BY seq LIMIT ?"
+_TAIL: Final = "SELECT wseq, leaf_hash FROM receipts WHERE writer = ? ORDER BY wseq DESC LIMIT 1"
+_INSERT: Final = """
+    INSERT INTO receipts (id, writer, wseq, time_ms, kind, trace_id, decision, reason, status,
+                          idempotency_key, leaf_hash, raw)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+
+
+def _wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class SqliteReceiptStore:
+    """A ReceiptStore in the SQLite file at `path`, made with mode 0600 when absent.
+
+    `busy_timeout_ms`: how long a write waits for another process's. Raises ReceiptStoreUnavailable when the
+    file cannot be opened, StoreCorrupt when it is another program's or a newer Signet's.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        busy_timeout_ms: int = DEFAULT_BUSY_TIMEOUT_MS,
+        now_ms: Callable[[], int] = _wall_clock_ms,
+    ) -> None:
+        self._path = Path(path)
+        self._busy_timeout_ms = busy_timeout_ms
+        self._read_lock = threading.Lock()
+        self._writing: sqlite3.Connection | None = None
+        self._turnstile: Turnstile | None = None
+        self._unchecked_bytes = 0
+        self._reading: sqlite3.Connection | None = None
+        with _typed():
+            _create_private(self._path)
+            with contextlib.closing(self._connect()) as connection:
+                migrate(connection, now_ms)
+
+    def append(self, drafts: Sequence[ReceiptDraft], tail: WriterTail) -> Appended:
+        """Seal and store `drafts` after `tail` in one transaction; see `ReceiptStore.append`."""
+        if not 1 <= len(drafts) <= MAX_BATCH_RECEIPTS:
+            raise ValueError(f"a batch has 1 to {MAX_BATCH_RECEIPTS} receipts")
+        try:
+            with _typed():
+                connection = self._begin()
+                outcomes: list[StoredReceipt | StoreError | ReceiptFormatError] = []
+                for draft in drafts:
+                    outcome, tail = _insert(connection, draft, tail)
+                    outcomes.append(outcome)
+                connection.execute("COMMIT")
+        except BaseException:
+            # Whatever state the connection is in, closing it drops the lock and an open transaction.
+            self.close_writer()
+            raise
+        self._checkpoint_when_due(sum(len(each.raw) for each in outcomes if isinstance(each, StoredReceipt)))
+        return Appended(tuple(outcomes), tail)
+
+    def writer_tail(self, writer: WriterId) -> WriterTail:
+        """Read the end of `writer`'s chain; see `ReceiptStore.writer_tail`."""
+        rows = self._fetch(_TAIL, (writer,))
+        return WriterTail(writer, *rows[0]) if rows else WriterTail(writer)
+
+    def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
+        """Find a receipt by id; see `ReceiptStore.get`."""
+        rows = self._fetch(_BY_ID, (receipt_id,))
+        return StoredReceipt(*rows[0]) if rows else None
+
+    def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
+        """Find a receipt by its idempotency key; see `ReceiptStore.by_idempotency_key`."""
+        rows = self._fetch(_BY_KEY, (key,))
+        return StoredReceipt(*rows[0]) if rows else None
+
+    def latest(self, limit: int) -> list[StoredReceipt]:
+        """Return the newest receipts; see `ReceiptStore.latest`."""
+        if not 1 <= limit <= MAX_LATEST:
+            raise ValueError(f"limit is 1 to {MAX_LATEST}")
+        return [StoredReceipt(*row) for row in self._fetch(_LATEST, (limit,))]
+
+    def read(self, after_seq: int, limit: int) -> list[StoredReceipt]:
+        """Return receipts in order; see `ReceiptStore.read`."""
+        if not 1 <= limit <= _MAX_READ:
+            raise ValueError(f"limit is 1 to {_MAX_READ}")
+        return [StoredReceipt(*row) for row in self._fetch(_READ, (after_seq, limit))]
+
+    def check(self) -> None:
+        """Raise unless the write lock and `MIN_FREE_BYTES` of disk can be had; see `ReceiptStore.check`."""
+        with _typed():
+            with contextlib.closing(self._connect()) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+                connection.execute("ROLLBACK")
+            if shutil.disk_usage(self._path.parent).free < MIN_FREE_BYTES:
+                raise ReceiptStoreUnavailable(f"less than {MIN_FREE_BYTES} bytes of disk are free")
+
+    def close_writer(self) -> None:
+        """Close the writing connection; see `ReceiptStore.close_writer`."""
+        connection, self._writing = self._writing, None
+        turnstile, self._turnstile = self._turnstile, None
+        _close(connection)
+        if turnstile is not None:
+            turnstile.close()
+
+    def close(self) -> None:
+        """Close both connections; see `ReceiptStore.close`."""
+        self.close_writer()
+        with self._read_lock:
+            connection, self._reading = self._reading, None
+            _close(connection)
+
+    def _begin(self) -> sqlite3.Connection:
+        """Open what is not open, wait our turn, and take the write lock."""
+        if self._writing is None:
+            self._writing = self._connect()
+            # The waiting is done here: see receipts.turnstile.
+            self._writing.execute("PRAGMA busy_timeout = 0")
+        if self._turnstile is None:
+            self._turnstile = Turnstile(self._path.with_name(f"{self._path.name}-turn"))
+        connection, turnstile = self._writing, self._turnstile
+        deadline_s = time.monotonic() + self._busy_timeout_ms / 1000
+        if not turnstile.enter(deadline_s):
+            raise ReceiptStoreUnavailable("other writers kept the store busy")
+        try:
+            if not wait_for(lambda: _try_begin(connection), deadline_s):
+                raise ReceiptStoreUnavailable("another writer kept the store locked")
+        finally:
+            turnstile.leave()
+        return connection
+
+    def _checkpoint_when_due(self, written_bytes: int) -> None:
+        """Move the write-ahead log into the database once enough was written, with other writers kept out.
+
+        SQLite's automatic checkpoint never reaches the end of a log to which another process keeps adding:
+        the log would grow without bound, with two more syncs at every commit. The receipts are durable
+        already, so a checkpoint that fails is only put off.
+        """
+        self._unchecked_bytes += written_bytes
+        connection, turnstile = self._writing, self._turnstile
+        if self._unchecked_bytes < CHECKPOINT_AFTER_BYTES or connection is None or turnstile is None:
+            return
+        with contextlib.suppress(sqlite3.Error):
+            if not turnstile.enter(time.monotonic() + self._busy_timeout_ms / 1000):
+                return
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._unchecked_bytes = 0
+            finally:
+                turnstile.leave()
+
+    def _connect(self) -> sqlite3.Connection:
+        # mode=rw: a file that vanished is a fault, not a reason to begin an empty store.
+        connection = sqlite3.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            timeout=self._busy_timeout_ms / 1000,
+        )
+        try:
+            _set_wal(connection, self._busy_timeout_ms)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT_BYTES}")
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA wal_autocheckpoint = 0")
+        except BaseException:
+            _close(connection)
+            raise
+        return connection
+
+    def _fetch(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+        with self._read_lock, _typed():
+            if self._reading is None:
+                self._reading = self._connect()
+            try:
+                return self._reading.execute(statement, parameters).fetchall()
+            except BaseException:
+                connection, self._reading = self._reading, None
+                _close(connection)
+                raise
+
+
+def _try_begin(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if not _is_busy(error):
+            raise
+        return False
+    return True
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _insert(
+    connection: sqlite3.Connection, draft: ReceiptDraft, tail: WriterTail
+) -> tuple[StoredReceipt | StoreError | ReceiptFormatError, WriterTail]:
+    """Seal and insert one draft after `tail`; return its outcome and the tail it leaves."""
+    wseq = tail.wseq + 1
+    try:
+        raw = seal(draft, tail.writer, wseq, tail.leaf_hash)
+    except (ReceiptFormatError, ReceiptTooLarge) as error:
+        return error, tail
+    leaf = leaf_hash(raw)
+    cursor = connection.execute(
+        _INSERT,
+        (
+            draft.id,
+            tail.writer,
+            wseq,
+            draft.time_ms,
+            draft.kind,
+            draft.trace_id,
+            draft.decision,
+            draft.reason,
+            draft.status,
+            draft.idempotency_key,
+            leaf,
+            raw,
+        ),
+    )
+    if cursor.rowcount == 1:
+        stored = StoredReceipt(
+            id=draft.id,
+            seq=cast("int", cursor.lastrowid),
+            writer=tail.writer,
+            wseq=wseq,
+            raw=raw,
+            decision=draft.decision,
+            reason=draft.reason,
+            status=draft.status,
+        )
+        return stored, WriterTail(tail.writer, wseq, leaf)
+    return _conflict(connection, draft), tail
+
+
+def _conflict(connection: sqlite3.Connection, draft: ReceiptDraft) -> StoredReceipt | StoreError:
+    """Say which uniqueness the insert ran into. Raises ReceiptStoreUnavailable when it was the chain's."""
+    if draft.idempotency_key is not None:
+        row = connection.execute(_BY_KEY, (draft.idempotency_key,)).fetchone()
+        if row is not None:
+            return dataclasses.replace(StoredReceipt(*row), duplicate=True)
+    if connection.execute(_BY_ID, (draft.id,)).fetchone() is not None:
+        return StoreError("another receipt has this id")
+    raise ReceiptStoreUnavailable("the writer's chain went on without this process")
+
+
+def _create_private(path: Path) -> None:
+    """Make an empty file of mode 0600 if there is none; SQLite's -wal and -shm files get the same mode."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE))
+        # The new name must survive a power cut together with the receipts.
+        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _set_wal(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
+    """Switch to WAL, waiting as SQLite does not when another process is doing the same."""
+
+    def attempt() -> bool:
+        try:
+            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error):
+                raise
+            return False
+        if mode != "wal":
+            raise ReceiptStoreUnavailable("the file system does not take a write-ahead log")
+        return True
+
+    if not wait_for(attempt, time.monotonic() + busy_timeout_ms / 1000):
+        raise ReceiptStoreUnavailable("another process kept the store locked")
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        with contextlib.suppress(sqlite3.Error):
+            connection.close()
+
+
+@contextlib.contextmanager
+def _typed() -> Iterator[None]:
+    """Turn what SQLite and the system raise into ReceiptStoreUnavailable; name the code, never a value."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", type(error).__name__)
+        raise ReceiptStoreUnavailable(f"SQLite: {name}") from error
+    except OSError as error:
+        raise ReceiptStoreUnavailable(f"system: {type(error).__name__} {error.errno}") from error

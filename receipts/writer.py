@@ -1,0 +1,95 @@
+"""The receipt writer of one process: returns a receipt only when it is durable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from receipts.group_commit import DEFAULT_MAX_PENDING_ITEMS, GroupCommit, GroupCommitCounts
+from receipts.store import MAX_BATCH_RECEIPTS, StoredReceipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from receipts.receipt import ReceiptDraft
+    from receipts.receipt_id import WriterId
+    from receipts.store import ReceiptStore, WriterTail
+
+
+class ReceiptWriter:
+    """Append drafts from any task to one store, in one chain, many to a commit.
+
+    `writer_id`: a UUID made fresh by this process at its start; two processes never share one. `store` is
+    used for writing by this writer's thread alone until `aclose` returns.
+
+    Ownership: `_tail` belongs to the writer's thread.
+    """
+
+    def __init__(
+        self,
+        store: ReceiptStore,
+        *,
+        writer_id: WriterId,
+        max_batch_receipts: int = MAX_BATCH_RECEIPTS,
+        max_pending_receipts: int = DEFAULT_MAX_PENDING_ITEMS,
+    ) -> None:
+        if max_batch_receipts > MAX_BATCH_RECEIPTS:
+            raise ValueError(f"max_batch_receipts is over {MAX_BATCH_RECEIPTS}")
+        self._store = store
+        self._writer_id = writer_id
+        self._tail: WriterTail | None = None
+        self._commits: GroupCommit[ReceiptDraft, StoredReceipt] = GroupCommit(
+            self._commit,
+            name="receipts",
+            max_batch_items=max_batch_receipts,
+            max_pending_items=max_pending_receipts,
+            on_close=store.close_writer,
+        )
+
+    def start(self) -> None:
+        """Start the writer's thread; once, and after any fork."""
+        self._commits.start()
+
+    @property
+    def writer_id(self) -> WriterId:
+        """The id of this writer's chain."""
+        return self._writer_id
+
+    @property
+    def pending_receipts(self) -> int:
+        """Receipts that wait for their commit to begin."""
+        return self._commits.pending_items
+
+    @property
+    def counts(self) -> GroupCommitCounts:
+        """Commits and receipts so far, for metrics."""
+        return self._commits.counts
+
+    async def append(self, draft: ReceiptDraft, timeout_s: float) -> StoredReceipt:
+        """Store `draft` and return it once durable, or the receipt that has its idempotency key already.
+
+        Raises StoreError (StoreOverloaded, StoreTimeout, StoreClosed, ReceiptStoreUnavailable,
+        ReceiptTooLarge) or ReceiptFormatError; after those nothing may be answered on its strength, though it
+        may have become durable.
+        """
+        return await self._commits.submit(draft, timeout_s)
+
+    def append_sync(self, draft: ReceiptDraft, timeout_s: float) -> StoredReceipt:
+        """Store `draft` from a thread that runs no event loop; as `append`."""
+        return self._commits.submit_sync(draft, timeout_s)
+
+    def close(self, drain_s: float) -> int:
+        """Store what is queued, then stop; returns how many were given up after `drain_s` seconds."""
+        return self._commits.close(drain_s)
+
+    async def aclose(self, drain_s: float) -> int:
+        """Close without blocking the event loop; as `close`."""
+        return await self._commits.aclose(drain_s)
+
+    def _commit(self, drafts: Sequence[ReceiptDraft]) -> Sequence[StoredReceipt | Exception]:
+        # Forgotten first: when this append fails its receipts may be stored all the same: the store knows.
+        tail, self._tail = self._tail, None
+        if tail is None:
+            tail = self._store.writer_tail(self._writer_id)
+        appended = self._store.append(drafts, tail)
+        self._tail = appended.tail
+        return appended.outcomes
