@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 KeyId = NewType("KeyId", str)
 """The RFC 7638 thumbprint of a public JWK: 43 base64url characters."""
 
-P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E9E84F3B9CAC2FC632551
+P256_ORDER: Final = 0xFFFFFFFF_00000000_FFFFFFFF_FFFFFFFF_BCE6FAAD_A7179E84_F3B9CAC2_FC632551
 """The order of the P-256 group: r and s of a signature lie from 1 to one below it."""
 
+_P256_PRIME: Final = 2**256 - 2**224 + 2**192 + 2**96 - 1
 _ECDSA_SHA256: Final = ec.ECDSA(hashes.SHA256())
 
 
@@ -66,9 +67,10 @@ class Algorithm:
 
     `name`: in the RFC 9421 registry. `kty`, `crv`, `jose_algs`: how a JWK says it; `jose_algs` are the values
     of a JWK's `alg` that do not contradict it. `public_members`: the JWK members of the public key and their
-    length in bytes; `private_bytes`: the length of the private one, `d`. `signature_bytes`: exact length of a
-    signature. `load_public` takes the public members' bytes, `load_private` the private bytes and a key id
-    (both raise ValueError), `public_of` gives a private key's public members, `generate` makes private bytes.
+    length in bytes; `private_member`, `private_bytes`: the same of the private one. `signature_bytes`: exact
+    length of a signature. `load_public` takes the public members' bytes, `load_private` the private bytes and
+    a key id, `public_of` gives the public members of private bytes (all three raise ValueError), `generate`
+    makes private bytes.
     """
 
     name: str
@@ -76,6 +78,7 @@ class Algorithm:
     crv: str | None
     jose_algs: frozenset[str]
     public_members: Mapping[str, int]
+    private_member: str
     private_bytes: int
     signature_bytes: int
     post_quantum: bool
@@ -192,11 +195,12 @@ def _generate_ed25519() -> bytes:
 
 
 def _load_p256(members: Mapping[str, bytes]) -> PublicKey:
+    x, y = int.from_bytes(members["x"]), int.from_bytes(members["y"])
+    # OpenSSL reduces coordinates silently, which would give one point several key ids.
+    if not (x < _P256_PRIME and y < _P256_PRIME):
+        raise ValueError("public key is not canonically encoded")
     # Raises ValueError for a point off the curve; affine coordinates cannot say the point at infinity.
-    numbers = ec.EllipticCurvePublicNumbers(
-        int.from_bytes(members["x"]), int.from_bytes(members["y"]), ec.SECP256R1()
-    )
-    return P256PublicKey(numbers.public_key())
+    return P256PublicKey(ec.EllipticCurvePublicNumbers(x, y, ec.SECP256R1()).public_key())
 
 
 def _derive_p256(secret: bytes) -> ec.EllipticCurvePrivateKey:
@@ -222,6 +226,7 @@ ED25519: Final = Algorithm(
     crv="Ed25519",
     jose_algs=frozenset({"EdDSA", "Ed25519"}),
     public_members=MappingProxyType({"x": 32}),
+    private_member="d",
     private_bytes=32,
     signature_bytes=64,
     post_quantum=False,
@@ -238,6 +243,7 @@ ECDSA_P256_SHA256: Final = Algorithm(
     crv="P-256",
     jose_algs=frozenset({"ES256"}),
     public_members=MappingProxyType({"x": 32, "y": 32}),
+    private_member="d",
     private_bytes=32,
     signature_bytes=64,
     post_quantum=False,

@@ -66,12 +66,12 @@ def private_key_from_jwk(jwk: Mapping[str, object]) -> Signer:
     not that of the public part.
     """
     algorithm = _algorithm_of(jwk)
-    if PRIVATE_MEMBERS.intersection(jwk) != {"d"}:
-        raise KeyFormatError("JWK does not hold exactly the private member d")
+    if PRIVATE_MEMBERS.intersection(jwk) != {algorithm.private_member}:
+        raise KeyFormatError("JWK does not hold exactly the private member of its type")
     _check_purpose(jwk, "sign")
     members = _public_members(algorithm, jwk)
     _load_public(algorithm, members)
-    secret = _decode(jwk, "d", algorithm.private_bytes)
+    secret = _decode(jwk, algorithm.private_member, algorithm.private_bytes)
     try:
         derived = algorithm.public_of(secret)
     except ValueError:
@@ -89,10 +89,12 @@ def generate(alg: str) -> dict[str, str]:
         raise KeyFormatError("algorithm is unknown")
     secret = algorithm.generate()
     jwk = {"kty": algorithm.kty}
-    if algorithm.crv is not None:
+    if algorithm.crv is None:
+        (jwk["alg"],) = algorithm.jose_algs
+    else:
         jwk["crv"] = algorithm.crv
     jwk |= {name: _encode(value) for name, value in algorithm.public_of(secret).items()}
-    jwk["d"] = _encode(secret)
+    jwk[algorithm.private_member] = _encode(secret)
     return jwk
 
 
@@ -161,13 +163,7 @@ def _load_public(algorithm: Algorithm, members: Mapping[str, bytes]) -> PublicKe
 
 def _text(jwk: Mapping[str, object], name: str) -> str:
     value = jwk.get(name)
-    if (
-        type(value) is not str
-        or not value.isascii()
-        or not value.isprintable()
-        or '"' in value
-        or "\\" in value
-    ):
+    if type(value) is not str or not value.isascii() or not value.isprintable() or '"' in value or "\\" in value:
         raise KeyFormatError(f"{name} is missing or not plain text")
     if len(value) > MAX_MEMBER_CHARACTERS:
         raise KeyFormatError(f"{name} is too long")

@@ -90,10 +90,7 @@ def parse_accept_signature(lines: Sequence[bytes]) -> dict[str, SignatureRequest
     """
     if not lines:
         return {}
-    raw = join_lines(lines)
-    if len(raw) > MAX_SIGNATURE_INPUT_BYTES:
-        raise FieldSyntaxError("Accept-Signature is too long")
-    dictionary = parse(raw, "dictionary")
+    dictionary = parse(join_lines(lines, MAX_SIGNATURE_INPUT_BYTES), "dictionary")
     if len(dictionary) > MAX_LABELS:
         raise FieldSyntaxError("too many signature requests")
     requests: dict[str, SignatureRequest] = {}

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 MAX_DIGESTS: Final = 8
 """Most members of a Content-Digest field."""
 
+MAX_CONTENT_DIGEST_BYTES: Final = 4096
+"""Longest Content-Digest field: eight members stay far below it."""
+
 REQUIRED_ALGORITHM: Final = "sha-256"
 """The digest that every Content-Digest of PCH holds (PCH §3)."""
 
@@ -42,7 +45,7 @@ def parse_content_digest(lines: Sequence[bytes]) -> dict[str, bytes]:
     """
     if not lines:
         return {}
-    dictionary = parse(join_lines(lines), "dictionary")
+    dictionary = parse(join_lines(lines, MAX_CONTENT_DIGEST_BYTES), "dictionary")
     if len(dictionary) > MAX_DIGESTS:
         raise FieldSyntaxError("too many digests")
     digests: dict[str, bytes] = {}

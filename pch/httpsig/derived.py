@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote
 
 from pch.httpsig.errors import ComponentError
 from pch.httpsig.message import RequestMessage, ResponseMessage
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from pch.httpsig.component import ComponentId
 
-MAX_QUERY_PARAMETERS: Final = 1000
-"""Most query parameters looked through for `@query-param`."""
+MAX_QUERY_PARAMETERS: Final = 256
+"""Most parameters of a query that `@query-param` is covered of; 32 components look through them each."""
 
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
@@ -138,13 +138,12 @@ def query_param(message: RequestMessage, name: str) -> str:
     """
     _, raw_query = _split_target(message)
     try:
-        pairs = parse_qsl(
-            raw_query[1:], keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_PARAMETERS
-        )
+        pairs = parse_qsl(raw_query[1:], keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_PARAMETERS)
     except ValueError as error:
         raise ComponentError("query is not UTF-8 or has too many parameters") from error
-    values = [value for key, value in pairs if _encode(key) == name]
-    if len(values) != 1:
+    wanted = unquote(name)
+    values = [value for key, value in pairs if key == wanted]
+    if len(values) != 1 or _encode(wanted) != name:
         raise ComponentError("query parameter is absent or occurs more than once")
     return _encode(values[0])
 

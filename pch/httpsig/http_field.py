@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from pch.httpsig.component import ComponentId
 
+MAX_STRUCTURED_BYTES: Final = 8192
+"""Longest field covered with `sf` or `key`: 32 components parse it again each, which bounds their cost."""
+
 STRUCTURED_FIELD_KINDS: Final = {
     "accept-signature": "dictionary",
     "cache-status": "list",
@@ -62,6 +65,8 @@ def _value_by_params(stripped: Sequence[bytes], component: ComponentId) -> str:
     if component.param("bs"):
         return ", ".join([serialise_byte_sequence(line) for line in stripped])
     joined = b", ".join(stripped)
+    if len(joined) > MAX_STRUCTURED_BYTES:
+        raise ComponentError("covered structured field is too long")
     key = component.param("key")
     try:
         if isinstance(key, str):

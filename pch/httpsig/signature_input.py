@@ -89,9 +89,7 @@ def parse_signature_input(lines: Sequence[bytes]) -> dict[str, SignatureParams]:
     """
     if not lines:
         return {}
-    raw = join_lines(lines)
-    if len(raw) > MAX_SIGNATURE_INPUT_BYTES:
-        raise FieldSyntaxError("Signature-Input is too long")
+    raw = join_lines(lines, MAX_SIGNATURE_INPUT_BYTES)
     dictionary = parse(raw, "dictionary")
     if len(dictionary) > MAX_LABELS:
         raise FieldSyntaxError("too many signatures")

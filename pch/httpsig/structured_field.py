@@ -27,13 +27,13 @@ _BYTE_SEQUENCE_MEMBER: Final = re.compile(r"([a-z*][a-z0-9_\-.*]*)=:([A-Za-z0-9+
 _SEPARATOR: Final = re.compile(r"[ \t]*,[ \t]*")
 
 
-def join_lines(lines: Sequence[bytes]) -> bytes:
+def join_lines(lines: Sequence[bytes], max_bytes: int = MAX_FIELD_BYTES) -> bytes:
     """Join the raw lines of one field with ", " after stripping each line's outer whitespace, RFC 9421 §2.1.
 
-    Raises FieldSyntaxError when the result is over MAX_FIELD_BYTES.
+    Raises FieldSyntaxError when the result is over `max_bytes`.
     """
     joined = lines[0].strip(b" \t") if len(lines) == 1 else b", ".join([line.strip(b" \t") for line in lines])
-    if len(joined) > MAX_FIELD_BYTES:
+    if len(joined) > max_bytes:
         raise FieldSyntaxError("structured field is too long")
     return joined
 
@@ -72,9 +72,7 @@ def serialise(structure: Any) -> str:
 
 def serialise_parameters(parameters: Iterable[tuple[str, Any]]) -> str:
     """Serialise parameters, RFC 9651 §4.1.1.2: `;key=value`, and `;key` alone for true."""
-    return "".join(
-        [f";{key}" if value is True else f";{key}={_serialise_bare(value)}" for key, value in parameters]
-    )
+    return "".join([f";{key}" if value is True else f";{key}={_serialise_bare(value)}" for key, value in parameters])
 
 
 def _serialise_bare(value: Any) -> str:
