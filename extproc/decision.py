@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
 from pch.proof import TAG
 from pch.reasons import ANSWERS, Reason
 from policy.evaluator import PolicyInput
-from receipts.facts import PolicyFacts, ProofFacts, RequestFacts, SignatureFacts, request_facts
-from receipts.receipt import ReceiptDraft
+from receipts.facts import (
+    BindingKind,
+    ContentState,
+    PolicyFacts,
+    ProofFacts,
+    RequestFacts,
+    SignatureFacts,
+    request_facts,
+)
+from receipts.receipt import ReceiptDraft, idempotency_key
 from receipts.receipt_id import ID_RANDOM_BYTES, ReceiptId, new_receipt_id
 
 if TYPE_CHECKING:
@@ -93,19 +101,16 @@ def decision_draft(passage: Passage, reason: Reason, random_bytes: Callable[[int
         proof=None if verified is None else _proof_facts(verified, spent=passage.spent),
         plan_digest=passage.rules.plan_digest,
         policy=_policy_facts(passage),
-        idempotency_key=verified.spend_token if verified is not None and passage.spent else None,
+        idempotency_key=_spend_key(verified) if verified is not None and passage.spent else None,
     )
 
 
 def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
     request = passage.request
+    content: ContentState = "unchecked" if request.has_content else "none"
     digest = None
-    if not request.has_content:
-        content = "none"
-    elif reason is Reason.ALLOWED:
+    if request.has_content and reason is Reason.ALLOWED:
         content, digest = "verified", hashlib.sha256(request.body).hexdigest()
-    else:
-        content = "unchecked"
     return request_facts(
         method=request.message.method,
         authority=request.message.authority if passage.admitted is None else passage.admitted.authority,
@@ -131,7 +136,7 @@ def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
                 signature_sha256=hashlib.sha256(proof.signature).hexdigest(),
             ),
         ),
-        binding=admitted.route.binding,
+        binding=cast("BindingKind", admitted.route.binding),
         binding_sha256=hashlib.sha256(admitted.request.binding).hexdigest()
         if admitted.route.bound and admitted.request.binding is not None
         else None,
@@ -141,8 +146,12 @@ def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
         covered=tuple(component.serialised for component in proof.params.components),
         content_sha256=None,
         evidence_sha256=hashlib.sha256(b", ".join(evidence)).hexdigest() if evidence else None,
-        spend_sha256=verified.spend_token.hex() if spent else None,
+        spend_key=_spend_key(verified).hex() if spent else None,
     )
+
+
+def _spend_key(verified: VerifiedRequest) -> bytes:
+    return idempotency_key(verified.challenge.issued_ms, verified.spend_token)
 
 
 def _policy_facts(passage: Passage) -> PolicyFacts | None:

@@ -143,7 +143,8 @@ class Pipeline:
         except Exception:
             LOG.exception("unhandled failure while writing a receipt; the request is refused")
             return self._answer(passage, Reason.INTERNAL, None)
-        if stored is not None and stored.duplicate:
+        if stored is not None and stored.duplicate and stored.reason is not None:
+            # A retried Check: the first one's decision stands, whatever was decided just now.
             reason = Reason(stored.reason)
         return self._answer(passage, reason, stored)
 

@@ -6,11 +6,12 @@ process merges those of all workers. Labels only ever come from the configuratio
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from pch.reasons import Reason
+if TYPE_CHECKING:
+    from pch.reasons import Reason
 
 CHECK_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0)
 

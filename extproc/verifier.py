@@ -69,7 +69,8 @@ class AdmittedRequest:
 class VerifiedRequest:
     """A request whose signature, binding and challenge held; built by `verify` alone.
 
-    `foreign`: signatures that are not PCH's, by label. `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
+    `foreign`: signatures that are not PCH's, by label. `spend_token`: 32 bytes that tell a retried Check from a
+    replay (PCH §4 step 9).
     """
 
     admitted: AdmittedRequest
@@ -102,9 +103,9 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     if request.header_bytes > rules.config.filter.max_header_bytes:
         raise errors.HeaderTooLarge("the header is over the hard cap")
     _check_upgrade(request, route)
-    if request.body_cut or max(len(request.body), request.content_length or 0) > route.max_body_bytes:
-        if route.guarded:
-            raise errors.BodyTooLarge("the content is over the route's limit")
+    body_bytes = max(len(request.body), request.content_length or 0)
+    if route.guarded and (request.body_cut or body_bytes > route.max_body_bytes):
+        raise errors.BodyTooLarge("the content is over the route's limit")
     return AdmittedRequest(request, route, authority, path)
 
 

@@ -19,12 +19,13 @@ from pch.errors import (
     MissingSignature,
 )
 from pch.httpsig.errors import HttpSigError
-from pch.httpsig.message import RequestMessage
 from pch.httpsig.signature_field import parse_signature
 from pch.httpsig.signature_input import SignatureParams, parse_signature_input
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from pch.httpsig.message import RequestMessage
 
 TAG: Final = "pch"
 TAG_SECOND_HALF: Final = "pch-pq"
@@ -34,6 +35,8 @@ BINDING_BYTES: Final = 32
 """The length of an RFC 9266 tls-exporter binding."""
 EVIDENCE_FIELDS: Final = ("pch-evidence", "pch-evidence-digest", "pch-relaxed")
 REQUEST_LINE_COMPONENTS: Final = ("@method", "@authority", "@path", "@query")
+PCH_FIELDS: Final = (BINDING_FIELD, *EVIDENCE_FIELDS, "pch-challenge")
+"""The request fields that this protocol defines."""
 FIELD_PREFIX: Final = "pch-"
 """Request fields that begin so end at the verifier (PCH §5)."""
 
