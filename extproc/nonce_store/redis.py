@@ -1,0 +1,248 @@
+"""The replay guard of several machines: a Redis server.
+
+One task owns one connection. While a round trip is under way, further spends gather, and the next round
+trip takes them all, so load makes batches and not connections. The library never retries: a spend that
+was not answered in time counts as not known, and repeating it with its token says RETRIED.
+
+A server behind which replicas may take over keeps the promise only up to what it replicated: a failover
+is noticed and makes older challenges stale, but two servers that both believe to be the master at the
+same moment are not one store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from redis.asyncio.connection import Connection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+
+from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, RETRY_WINDOW_MS, SKEW_MS, TOKEN_BYTES, SpendResult
+from extproc.nonce_store.redis_script import EVICTION_REFUSED, SPEND_SCRIPT, SPEND_SHA1
+from pch.errors import StaleChallenge, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LOG: Final = logging.getLogger("signet.nonce_store")
+MAX_BATCH_SPENDS: Final = 128
+DEFAULT_MAX_PENDING: Final = 4096
+PROBE_INTERVAL_S: Final = 1.0
+"""How often an idle connection is tried, so that `problem` tells the truth."""
+MIN_BACKOFF_S: Final = 0.05
+MAX_BACKOFF_S: Final = 1.0
+"""Longest wait between attempts to connect."""
+CONTENTS_KEY: Final = b"signet:contents"
+NONCE_PREFIX: Final = b"signet:nonce:"
+
+_RESULTS: Final = {"F": SpendResult.FRESH, "T": SpendResult.RETRIED, "R": SpendResult.REPLAYED}
+_URL_OPTIONS: Final = frozenset({"host", "port", "path", "db", "username", "password", "connection_class"})
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A spend that waits. `deadline_s`: on the event loop's clock."""
+
+    key: bytes
+    argument: bytes
+    deadline_s: float
+    future: asyncio.Future[SpendResult]
+
+
+class RedisNonceStore:
+    """A nonce store in one Redis server. Owned by one event loop."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        max_age_s: int,
+        clock_ms: Callable[[], int],
+        timeout_s: float,
+        max_pending: int = DEFAULT_MAX_PENDING,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`timeout_s`: for one spend, waiting included. `max_pending`: spends that may wait."""
+        self._url = url
+        self._clock_ms = clock_ms
+        self._timeout_s = timeout_s
+        self._max_pending = max_pending
+        self._jitter = jitter
+        self._keep_ms = max_age_s * 1000 + KEEP_BEYOND_MAX_AGE_MS
+        self._pending: deque[_Pending] = deque()
+        self._wake = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._owner: asyncio.Task[None] | None = None
+        self._connection: Any = None
+        self._since_ms = 0
+        self._problem: str | None = "the nonce store is not started"
+
+    async def start(self) -> None:
+        """Start the owner task and wait for its first attempt to connect, however that ends."""
+        self._owner = asyncio.create_task(self._run(), name="nonce store")
+        await self._settled.wait()
+
+    async def spend(self, nonce: bytes, token: bytes, issued_ms: int, now_ms: int) -> SpendResult:
+        """Spend `nonce`; see `NonceStore`."""
+        if len(token) != TOKEN_BYTES:
+            raise ValueError("a token is 32 bytes")
+        if self._owner is None or self._connection is None:
+            raise StoreUnavailable(self._problem or "the nonce store is not connected")
+        if len(self._pending) >= self._max_pending:
+            raise StoreUnavailable(f"the nonce store has {self._max_pending} spends waiting")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[SpendResult] = loop.create_future()
+        argument = token + b" %d %d" % (issued_ms, now_ms)
+        self._pending.append(_Pending(NONCE_PREFIX + nonce, argument, loop.time() + self._timeout_s, future))
+        self._wake.set()
+        return await future
+
+    async def problem(self) -> str | None:
+        """Say why spends would fail now, also while every challenge is older than the contents."""
+        if self._problem is None and self._clock_ms() < self._since_ms:
+            return "nonce store: its contents are new, and every challenge is still stale"
+        return self._problem
+
+    async def close(self) -> None:
+        """Give up what waits and let go of the connection."""
+        if self._owner is not None:
+            self._owner.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._owner
+            self._owner = None
+        self._give_up("is closed")
+
+    async def _run(self) -> None:
+        """Connect, spend batch after batch, and connect again when something breaks; until cancelled."""
+        backoff_s = MIN_BACKOFF_S
+        while True:
+            try:
+                await self._connect()
+                self._settled.set()
+                while True:
+                    await self._next_batch()
+                    backoff_s = MIN_BACKOFF_S
+            except (RedisError, OSError, TimeoutError) as error:
+                # The type alone: the text of an error may quote an address or a user.
+                self._give_up(f"failed with {type(error).__name__}")
+            except Exception:
+                LOG.exception("the nonce store failed")
+                self._give_up("failed")
+            self._settled.set()
+            await asyncio.sleep(backoff_s * (0.5 + self._jitter() / 2))
+            backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
+
+    async def _connect(self) -> None:
+        connection = _connection(self._url, self._timeout_s)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await connection.connect()
+        except BaseException:
+            connection._close()
+            raise
+        self._connection = connection
+        await self._round_trip(())
+        LOG.info("the nonce store is connected")
+
+    async def _next_batch(self) -> None:
+        """Wait for spends, or for the time of a probe, and do one round trip."""
+        if not self._pending:
+            self._wake.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), PROBE_INTERVAL_S)
+        batch: list[_Pending] = []
+        while self._pending and len(batch) < MAX_BATCH_SPENDS:
+            each = self._pending.popleft()
+            if not each.future.done():
+                batch.append(each)
+        try:
+            await self._round_trip(batch)
+        except BaseException:
+            # Unanswered: `_give_up` tells them with the others.
+            self._pending.extendleft(reversed(batch))
+            raise
+
+    async def _round_trip(self, batch: Sequence[_Pending]) -> None:
+        """Spend `batch` and tell the waiting. An answer that is an error of the script leaves the connection usable."""
+        loop = asyncio.get_running_loop()
+        deadline_s = batch[0].deadline_s if batch else loop.time() + self._timeout_s
+        arguments: list[bytes | int] = [len(batch) + 1, CONTENTS_KEY, *(each.key for each in batch)]
+        arguments += (self._clock_ms(), self._keep_ms, RETRY_WINDOW_MS, SKEW_MS)
+        arguments += (each.argument for each in batch)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                try:
+                    reply = await self._ask("EVALSHA", SPEND_SHA1, *arguments)
+                except NoScriptError:
+                    # Refused before it began, so this is no retry of a spend.
+                    reply = await self._ask("EVAL", SPEND_SCRIPT, *arguments)
+        except ReadOnlyError:
+            # A master that became a replica: connecting again may find the new master.
+            raise
+        except ResponseError as error:
+            self._problem = "nonce store: " + _explain(error)
+            for each in batch:
+                _fail(each, StoreUnavailable(self._problem))
+            return
+        since, _, codes = reply.decode("ascii").partition(" ")
+        if len(codes) != len(batch):
+            raise RuntimeError("the nonce store gave another number of answers")
+        self._since_ms, self._problem = int(since), None
+        for each, code in zip(batch, codes, strict=True):
+            if each.future.done():
+                continue
+            if code == "S":
+                _fail(each, StaleChallenge("the challenge is older than the nonce store's contents"))
+            else:
+                each.future.set_result(_RESULTS[code])
+
+    async def _ask(self, *command: bytes | str | int) -> Any:
+        await self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
+        return await self._connection.read_response()
+
+    def _give_up(self, why: str) -> None:
+        """Drop the connection, whose late answers must reach nobody, and refuse all that wait."""
+        problem = f"the nonce store {why}"
+        if self._problem != problem:
+            LOG.error("%s", problem)
+        self._problem = problem
+        if self._connection is not None:
+            self._connection._close()
+            self._connection = None
+        while self._pending:
+            _fail(self._pending.popleft(), StoreUnavailable(problem))
+
+
+def _fail(pending: _Pending, error: Exception) -> None:
+    if not pending.future.done():
+        pending.future.set_exception(error)
+
+
+def _explain(error: ResponseError) -> str:
+    """Name a script's failure without quoting the server."""
+    if str(error).startswith(EVICTION_REFUSED):
+        return "the server's maxmemory-policy must be noeviction"
+    return f"the server answers {type(error).__name__}"
+
+
+def _connection(url: str, timeout_s: float) -> Any:
+    """Build a connection that never retries, whatever the URL says; TLS options of the URL are kept."""
+    options: dict[str, Any] = {
+        name: value for name, value in parse_url(url).items() if name in _URL_OPTIONS or name.startswith("ssl_")
+    }
+    connection_class = options.pop("connection_class", Connection)
+    return connection_class(
+        **options,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        socket_timeout=None,
+        socket_connect_timeout=timeout_s,
+        driver_info=None,
+    )
