@@ -210,7 +210,7 @@ class RedisNonceStore:
     def _give_up(self, why: str) -> None:
         """Drop the connection, whose late answers must reach nobody, and refuse all that wait."""
         problem = f"the nonce store {why}"
-        if self._problem != problem:
+        if self._problem != problem and self._owner is not None:
             LOG.error("%s", problem)
         self._problem = problem
         if self._connection is not None:
