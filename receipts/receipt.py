@@ -7,8 +7,9 @@ accepts exactly what sealing can yield. Every kind has its own exact set of memb
 from __future__ import annotations
 
 import hashlib
+import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -47,12 +48,12 @@ _Id = Annotated[str, Meta(pattern=RECEIPT_ID_PATTERN)]
 
 class _Receipt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="kind"):
     v: Literal[1]
-    id: _Id
-    time_ms: Millis
-    trace_id: Annotated[str, Meta(pattern=r"^(?!0{32})[0-9a-f]{32}\Z")] | None
     writer: Annotated[str, Meta(pattern=WRITER_ID_PATTERN)]
     wseq: Annotated[int, Meta(ge=1, le=MAX_SAFE_INTEGER)]
     prev: Sha256Hex | None
+    id: _Id
+    time_ms: Millis
+    trace_id: Annotated[str, Meta(pattern=r"^(?!0{32})[0-9a-f]{32}\Z")] | None
 
     def __post_init__(self) -> None:
         if (self.wseq == 1) != (self.prev is None):
@@ -211,12 +212,11 @@ def _decode(raw: bytes) -> Receipt:
 
 
 def _check_draft(draft: ReceiptDraft) -> None:
-    foreign = _FOREIGN_FIELDS_OF.get(draft.kind)
-    if foreign is None:
+    form = _FORMS.get(draft.kind)
+    if form is None:
         raise ReceiptFormatError("unknown kind")
-    for name in foreign:
-        if getattr(draft, name) is not None:
-            raise ReceiptFormatError(f"a {draft.kind} receipt has no {name}")
+    if any(value is not None for value in form.foreign_values(draft)):
+        raise ReceiptFormatError(f"the draft has a field that a {draft.kind} receipt lacks")
     key = draft.idempotency_key
     if key is not None and len(key) != IDEMPOTENCY_KEY_BYTES:
         raise ReceiptFormatError(f"idempotency_key is not {IDEMPOTENCY_KEY_BYTES} bytes")
@@ -227,38 +227,39 @@ def _check_draft(draft: ReceiptDraft) -> None:
 
 def _assemble(draft: ReceiptDraft, writer: WriterId, wseq: int, prev: str | None) -> _Receipt:
     """Build the wire form; what a kind needs and the draft lacks becomes null, which the decoder refuses."""
-    build, members = _WIRE_FORM_OF[draft.kind]
-    own = {member: getattr(draft, _DRAFT_FIELD_OF.get(member, member)) for member in members}
-    if draft.policy is not None:
-        own["policy"] = PolicyFacts(draft.policy.digest, cast("Any", _opaque(draft.policy.input)))
-    if draft.event is not None:
-        own["event"] = EventFacts(draft.event.name, cast("Any", _opaque(draft.event.facts)))
-    return build(v=FORMAT_VERSION, writer=writer, wseq=wseq, prev=prev, **own)
+    form = _FORMS[draft.kind]
+    values = [
+        PolicyFacts(value.digest, _opaque(value.input))
+        if type(value) is PolicyFacts
+        else EventFacts(value.name, _opaque(value.facts))
+        if type(value) is EventFacts
+        else value
+        for value in form.own_values(draft)
+    ]
+    return form.struct(FORMAT_VERSION, writer, wseq, prev, *values)
 
 
-def _opaque(value: dict[str, Any]) -> msgspec.Raw:
+def _opaque(value: dict[str, Any]) -> Any:
     return msgspec.Raw(canonical(value))
 
 
+class _Form:
+    """How drafts of one kind become wire structs: its members in order, and the draft fields it must not have."""
+
+    def __init__(self, struct: type[_Receipt]) -> None:
+        own = [_DRAFT_FIELD_OF.get(name, name) for name in struct.__struct_fields__[_PLACED_MEMBERS:]]
+        foreign = sorted(set(ReceiptDraft.__slots__) - set(own) - {"kind", "idempotency_key"})
+        self.struct: Callable[..., _Receipt] = struct
+        self.own_values: Callable[[ReceiptDraft], tuple[Any, ...]] = operator.attrgetter(*own)
+        self.foreign_values: Callable[[ReceiptDraft], tuple[Any, ...]] = operator.attrgetter(*foreign)
+
+
+_PLACED_MEMBERS: Final = 4  # v, writer, wseq, prev: not the draft's to say
 _DRAFT_FIELD_OF: Final = {"plan": "plan_digest"}
-_PLACED: Final = frozenset({"v", "writer", "wseq", "prev"})
-_WIRE_FORM_OF: Final[Mapping[str, tuple[Callable[..., _Receipt], tuple[str, ...]]]] = {
-    kind: (form, tuple(name for name in form.__struct_fields__ if name not in _PLACED))
-    for kind, form in (
-        ("decision", DecisionReceipt),
-        ("body_verdict", BodyVerdictReceipt),
-        ("outcome", OutcomeReceipt),
-        ("summary", SummaryReceipt),
-        ("log_event", LogEventReceipt),
-    )
-}
-_FOREIGN_FIELDS_OF: Final[Mapping[str, tuple[str, ...]]] = {
-    kind: tuple(
-        sorted(
-            set(ReceiptDraft.__slots__)
-            - {"kind", "idempotency_key"}
-            - {_DRAFT_FIELD_OF.get(member, member) for member in members}
-        )
-    )
-    for kind, (_, members) in _WIRE_FORM_OF.items()
+_FORMS: Final[Mapping[str, _Form]] = {
+    "decision": _Form(DecisionReceipt),
+    "body_verdict": _Form(BodyVerdictReceipt),
+    "outcome": _Form(OutcomeReceipt),
+    "summary": _Form(SummaryReceipt),
+    "log_event": _Form(LogEventReceipt),
 }
