@@ -56,7 +56,7 @@ def now_ms() -> int:
 
 
 class Worker:
-    """One worker process. Owned by its event loop."""
+    """One worker process. Made and run inside its event loop, which owns it."""
 
     def __init__(self, config_path: Path, index: int, environ: Mapping[str, str]) -> None:
         self._config_path, self._index, self._environ = config_path, index, environ
@@ -199,8 +199,9 @@ def _needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
     return [name for name, (before, after) in pairs.items() if before != after]
 
 
-async def _run(worker: Worker, lifeline_fd: int | None) -> None:
-    """Run `worker` until SIGTERM, SIGINT, or the end of the lifeline: the supervisor's end of a pipe closes with it."""
+async def _run(config_path: Path, index: int, lifeline_fd: int | None) -> None:
+    """Run a worker until SIGTERM, SIGINT, or the end of the lifeline: the supervisor's end of a pipe closes with it."""
+    worker = Worker(config_path, index, os.environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -212,6 +213,5 @@ async def _run(worker: Worker, lifeline_fd: int | None) -> None:
 
 def run_worker(config_path: Path, index: int, lifeline_fd: int | None) -> int:
     """Run one worker until it is told to stop. Returns the exit status."""
-    worker = Worker(config_path, index, os.environ)
-    uvloop.run(_run(worker, lifeline_fd))
+    uvloop.run(_run(config_path, index, lifeline_fd))
     return 0
