@@ -31,7 +31,7 @@ DEMO_ROUTES: Final[tuple[Route, ...]] = (
         "max_body_bytes": 1024,
     },
     {"name": "unbound", "path": "/unbound/**", "guard": "pch", "binding": "none"},
-    {"name": "public", "path": "/public/**", "guard": "open", "binding": "none"},
+    {"name": "public", "path": "/public/**", "guard": "open"},
 )
 """The routes of a fresh stack; what matches none is 403 `no_route`. /public is envoy.yaml's streamed route as well."""
 
