@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pch.httpsig.component import ComponentId
 
-MAX_QUERY_PARAMETERS: Final = 256
+MAX_QUERY_PARAMETERS: Final = 128
 """Most parameters of a query that `@query-param` is covered of; 32 components look through them each."""
 
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}

@@ -140,9 +140,10 @@ def parse_byte_sequences(lines: Sequence[bytes], max_members: int) -> dict[str, 
 
 def _decode(encoded: str) -> bytes:
     try:
-        value = binascii.a2b_base64(encoded, strict_mode=True) if encoded else b""
+        value = binascii.a2b_base64(encoded)
     except binascii.Error as error:
         raise NonCanonicalError("byte sequence is not canonical base64") from error
+    # Decoding is lenient about padding and spare bits; one value has one encoding all the same.
     if binascii.b2a_base64(value, newline=False).decode("ascii") != encoded:
         raise NonCanonicalError("byte sequence is not canonical base64")
     return value

@@ -131,6 +131,18 @@ def test_p256_der_signature_is_refused() -> None:
         PUBLIC_KEYS[ECDSA_P256_SHA256.name].verify(der, b"x")
 
 
+def test_p256_value_of_another_width_is_refused() -> None:
+    key, signer = PUBLIC_KEYS[ECDSA_P256_SHA256.name], SIGNERS[ECDSA_P256_SHA256.name]
+    signature = signer.sign(b"x")
+    with pytest.raises(BadSignature):
+        key.verify(signature[:32] + b"\0" + signature[32:], b"x")
+    # One signature in 256 has a short s; without the width it would be the same number.
+    short = next(found for found in (signer.sign(b"x") for _ in range(20_000)) if found[32] == 0)
+    key.verify(short, b"x")
+    with pytest.raises(BadSignature):
+        key.verify(short[:32] + short[33:], b"x")
+
+
 def test_p256_values_are_padded_to_their_full_width() -> None:
     lengths = {len(SIGNERS[ECDSA_P256_SHA256.name].sign(b"%d" % n)) for n in range(600)}
     assert lengths == {64}

@@ -89,7 +89,7 @@ def public_key(name: str) -> PublicKey:
         x, y = _b64url(point.x.to_bytes(32)), _b64url(point.y.to_bytes(32))
         return public_key_from_jwk({"kty": "EC", "crv": "P-256", "x": x, "y": y})
     assert isinstance(key, rsa.RSAPublicKey)
-    return RsaV15(key) if name == "test-key-rsa" else RsaPss(key)  # type: ignore[return-value]
+    return RsaV15(key) if name == "test-key-rsa" else RsaPss(key)
 
 
 def message(name: str) -> RequestMessage | ResponseMessage:

@@ -135,6 +135,8 @@ def test_sf_of_something_else_is_refused(name: str, lines: list[bytes]) -> None:
 def test_trailers_and_the_related_request_are_refused(param: str) -> None:
     with pytest.raises(ComponentError):
         value([b"a"], "x", **{param: True})
+    with pytest.raises(ComponentError):
+        value([b"u=1"], "priority", sf=True, **{param: True})
 
 
 def test_structured_value_is_bounded() -> None:

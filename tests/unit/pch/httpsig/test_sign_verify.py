@@ -252,7 +252,8 @@ def test_any_message_has_a_base_of_one_line_per_component_or_is_refused(
 ) -> None:
     message = RequestMessage(method, scheme, authority, target, (("x", value),))
     fields = [ComponentId("x", (("key", query_name),)), ComponentId("@query-param", (("name", query_name),))]
-    for components in (names, [*names, fields[0]], [*names, fields[1]]):
+    covered: list[list[str | ComponentId]] = [[*names], [*names, fields[0]], [*names, fields[1]]]
+    for components in covered:
         params = make_signature_params(components)
         try:
             base = signature_base(message, params)
