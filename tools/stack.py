@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 UP_TIMEOUT_S: Final = 360.0
 """Above everything that starting may take: a first build of the TLS module, then each part."""
+SPAWN_TIMEOUT_S: Final = 30.0
 DOWN_TIMEOUT_S: Final = 60.0
 CONTROL_TIMEOUT_S: Final = 70.0
 
@@ -120,9 +121,9 @@ def up(settings: StackSettings, *, quiet: bool = False) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     files.settings.write_text(settings.as_json())
     log = files.logs / "stack.log"
-    with log.open("ab") as output:
-        position = output.tell()
-        supervisor = subprocess.Popen(
+    with log.open("ab") as output, log.open() as lines:
+        lines.seek(output.tell())
+        started = subprocess.run(
             [sys.executable, "-m", "tools.stack_run", str(files.settings)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -130,17 +131,19 @@ def up(settings: StackSettings, *, quiet: bool = False) -> dict[str, Any]:
             cwd=REPOSITORY,
             env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
             start_new_session=True,
+            timeout=SPAWN_TIMEOUT_S,
+            check=False,
         )
-    with log.open() as lines:
-        lines.seek(position)
-        return _wait_ready(supervisor, lines, settings.var, quiet=quiet)
+        if started.returncode != 0:
+            raise StackError(lines.read().strip())
+        return _wait_ready(lines, settings.var, quiet=quiet)
 
 
-def _wait_ready(supervisor: subprocess.Popen[bytes], lines: TextIO, var: Path, *, quiet: bool) -> dict[str, Any]:
+def _wait_ready(lines: TextIO, var: Path, *, quiet: bool) -> dict[str, Any]:
     deadline = time.monotonic() + UP_TIMEOUT_S
     told: list[str] = []
     while time.monotonic() < deadline:
-        ended = supervisor.poll() is not None
+        ended = not is_running(var)
         for line in lines:
             told.append(line)
             if not quiet:
@@ -150,8 +153,7 @@ def _wait_ready(supervisor: subprocess.Popen[bytes], lines: TextIO, var: Path, *
         if ended:
             raise StackError("".join(told).strip() or "the supervising process ended without a word")
         time.sleep(POLL_S)
-    supervisor.terminate()
-    raise StackError(f"the stack was not ready within {UP_TIMEOUT_S:.0f} s")
+    raise StackError(f"the stack was not ready within {UP_TIMEOUT_S:.0f} s; `tools/stack.py down` ends what there is")
 
 
 def down(var: Path) -> bool:

@@ -48,22 +48,16 @@ class StackRun:
 
     def main(self) -> int:
         """Run until told to stop; the exit status says whether the stack ever stood."""
-        with (self._files.run / "lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print("failed: another stack runs here", flush=True)
-                return 1
-            for each in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(each, self._stop)
-            try:
-                self._start()
-                self._serve_control()
-            except StackError as error:
-                print(f"failed: {error}", flush=True)
-                return 1
-            finally:
-                self._end()
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, self._stop)
+        try:
+            self._start()
+            self._serve_control()
+        except StackError as error:
+            print(f"failed: {error}", flush=True)
+            return 1
+        finally:
+            self._end()
         return 0
 
     def _stop(self, *_: object) -> None:
@@ -182,8 +176,21 @@ class StackRun:
 
 
 def run(settings_file: Path) -> int:
-    """Run the stack that `settings_file` describes."""
-    return StackRun(StackSettings.from_json(settings_file.read_text())).main()
+    """Run the stack that `settings_file` describes, detached: the caller gets 0 once the folder is ours.
+
+    The lock is taken first and the forked process keeps it (one open file description), so whoever finds it free
+    knows that no stack runs here.
+    """
+    settings = StackSettings.from_json(settings_file.read_text())
+    with (StackFiles(settings.var).run / "lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("failed: a stack runs here already", flush=True)
+            return 1
+        if os.fork() > 0:
+            os._exit(0)
+        return StackRun(settings).main()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""A stand-in for the filter: an Authorization server that answers as a file tells it and writes down every Check.
+
+    python tests/e2e/stack_authz.py VAR
+
+VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`. It is read at each
+Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
+`allow` shows that the edge's own refusals stand even under a filter that lets everything through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import grpc
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.service.auth.v3 import external_auth_pb2 as auth
+from envoy.service.auth.v3 import external_auth_pb2_grpc as auth_grpc
+from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.rpc.status_pb2 import Status
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+SUBJECT = "from-the-filter"
+HANG_S = 30.0
+
+
+def option(name: str, value: str) -> HeaderValueOption:
+    return HeaderValueOption(
+        header=HeaderValue(key=name, value=value), append_action=HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
+    )
+
+
+def allow() -> auth.CheckResponse:
+    return auth.CheckResponse(
+        status=Status(code=0),
+        ok_response=auth.OkHttpResponse(
+            headers=[option("x-signet-subject", SUBJECT)],
+            headers_to_remove=["pch-channel-binding"],
+            response_headers_to_add=[option("pch-challenge", '"from-the-filter"')],
+        ),
+    )
+
+
+def deny() -> auth.CheckResponse:
+    body = json.dumps({"title": "Unauthorized", "status": 401, "reason": "missing_signature"})
+    headers = [
+        option("www-authenticate", 'PCH realm="signet"'),
+        option("pch-reason", "missing_signature"),
+        option("content-type", "application/problem+json"),
+    ]
+    return auth.CheckResponse(
+        status=Status(code=7),
+        denied_response=auth.DeniedHttpResponse(status=HttpStatus(code=401), headers=headers, body=body),
+    )
+
+
+def no_status() -> auth.CheckResponse:
+    return auth.CheckResponse(status=Status(code=7), denied_response=auth.DeniedHttpResponse(body="no status"))
+
+
+def bad_mutation() -> auth.CheckResponse:
+    return auth.CheckResponse(
+        status=Status(code=0), ok_response=auth.OkHttpResponse(headers=[option("x-signet-subject", "a\r\nx-evil: b")])
+    )
+
+
+class Authorization(auth_grpc.AuthorizationServicer):
+    def __init__(self, var: Path) -> None:
+        self._behaviour = var / "authz-behaviour"
+        self._log = (var / "log" / "checks.jsonl").open("ab", buffering=0)
+        self._worker = os.getpid()
+
+    async def Check(self, request: auth.CheckRequest, context: grpc.aio.ServicerContext) -> auth.CheckResponse:  # noqa: N802
+        http = request.attributes.request.http
+        metadata = request.attributes.metadata_context.filter_metadata
+        record = {
+            "id": http.id,
+            "worker": self._worker,
+            "method": http.method,
+            "path": http.path,
+            "host": http.host,
+            "scheme": http.scheme,
+            "protocol": http.protocol,
+            "headers": [(each.key, each.raw_value.decode("latin-1")) for each in http.header_map.headers],
+            "plain_headers": dict(http.headers),
+            "body_base64": base64.b64encode(http.raw_body).decode(),
+            "binding": {name: dict(value.items()) for name, value in metadata.items()},
+            "call": {key: value for key, value in context.invocation_metadata() if isinstance(value, str)},
+        }
+        self._log.write(json.dumps(record).encode() + b"\n")
+        behaviour = self._behaviour.read_text().strip() if self._behaviour.exists() else "allow"
+        if behaviour == "hang":
+            await asyncio.sleep(HANG_S)
+        if behaviour == "error":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as told")
+        made = {"deny": deny, "empty": auth.CheckResponse, "no_status": no_status, "bad_mutation": bad_mutation}
+        return made.get(behaviour, allow)()
+
+
+async def serve(var: Path, worker: int) -> None:
+    server = grpc.aio.server()
+    auth_grpc.add_AuthorizationServicer_to_server(Authorization(var), server)
+    checker = health.aio.HealthServicer()
+    await checker.set("", health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    path = var / "run" / f"signet-{worker}.sock"
+    path.unlink(missing_ok=True)
+    server.add_insecure_port(f"unix:{path}")
+    await server.start()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+    await server.stop(0)
+
+
+def supervise(var: Path) -> None:
+    """Two workers, as the real filter has; a dead one stays dead, and VAR/authz-pids names them."""
+    workers = [subprocess.Popen([sys.executable, __file__, str(var), str(worker)]) for worker in range(2)]
+    (var / "authz-pids").write_text(" ".join(str(worker.pid) for worker in workers))
+    signal.signal(signal.SIGTERM, lambda *_: [worker.kill() for worker in workers])
+    for worker in workers:
+        worker.wait()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 2:
+        supervise(Path(sys.argv[1]))
+    else:
+        asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Install the real components that this machine lacks, through its own package manager (Debian and kin).
+#
+#   tools/parts.sh                         everything the checks and tests use
+#   tools/parts.sh redis haproxy libssl-dev    only these
+#
+# One line per part: present, installed, or could not. The exit status is 1 when a named part could not be had.
+# Works as root or with a sudo that asks no password; every step is bounded in time.
+set -u
+
+readonly UPDATE_TIMEOUT_S=180
+readonly INSTALL_TIMEOUT_S=420
+# What `make demo`, `make test` and `make bench` may use beside the Python packages.
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis haproxy nghttp2-client wrk)
+
+# The Debian package of a part.
+package_of() {
+    case "$1" in
+        redis) echo redis-server ;;
+        h2load | nghttp | nghttp2) echo nghttp2-client ;;
+        openssl-headers) echo libssl-dev ;;
+        asan) echo libasan8 ;;
+        *) echo "$1" ;;
+    esac
+}
+
+# Whether a part is there already, however it came.
+is_present() {
+    case "$1" in
+        libssl-dev) test -e /usr/include/openssl/ssl.h || test -n "$(find /usr/include -path '*openssl/ssl.h' -print -quit 2>/dev/null)" ;;
+        redis-server) command -v redis-server >/dev/null ;;
+        nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
+        libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
+        gcc | make | haproxy | wrk | valgrind | curl | openssl) command -v "$1" >/dev/null ;;
+        *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;
+    esac
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+updated=no
+install_package() {
+    command -v apt-get >/dev/null || return 1
+    if [ "$updated" = no ]; then
+        updated=yes
+        as_root timeout "$UPDATE_TIMEOUT_S" apt-get -o DPkg::Lock::Timeout=60 update -qq >/dev/null 2>&1 || true # the lists may be good enough
+    fi
+    # No service is started on the way: the stack runs its own, on its own ports.
+    as_root env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 timeout "$INSTALL_TIMEOUT_S" \
+        apt-get -o DPkg::Lock::Timeout=60 install -y -qq --no-install-recommends "$1" >/dev/null 2>&1
+}
+
+failed=0
+[ "$#" -gt 0 ] || set -- "${DEFAULT_PARTS[@]}"
+for part in "$@"; do
+    case "$part" in *[!a-z0-9.+-]* | -* | "") echo "$part: could not (not a package name)"; failed=1; continue ;; esac
+    package=$(package_of "$part")
+    if is_present "$package"; then
+        echo "$part: present"
+    elif install_package "$package" && is_present "$package"; then
+        echo "$part: installed"
+    else
+        echo "$part: could not (install the package $package by hand)"
+        failed=1
+    fi
+done
+exit "$failed"
