@@ -69,8 +69,7 @@ def test_an_empty_file_with_a_route_has_all_defaults(tmp_path: Path) -> None:
 def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path) -> None:
     config = load(
         tmp_path,
-        '[keyring]\npath = "a/k.json"\n[sealing]\npath = "/etc/s.json"\n[receipts]\nurl = "sqlite:/var/r"\n'
-        + ROUTE,
+        '[keyring]\npath = "a/k.json"\n[sealing]\npath = "/etc/s.json"\n[receipts]\nurl = "sqlite:/var/r"\n' + ROUTE,
     )
     assert config.keyring.path == tmp_path / "a/k.json"
     assert config.sealing.path == Path("/etc/s.json")
@@ -187,9 +186,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("name", "key", "kind"), NUMBERS, ids=lambda value: value if isinstance(value, str) else ""
-)
+@pytest.mark.parametrize(("name", "key", "kind"), NUMBERS, ids=lambda value: value if isinstance(value, str) else "")
 def test_numbers_are_accepted_at_both_ends_and_refused_one_beyond(
     tmp_path: Path, name: str, key: str, kind: Number
 ) -> None:
@@ -198,9 +195,7 @@ def test_numbers_are_accepted_at_both_ends_and_refused_one_beyond(
         assert getattr(getattr(config, name), key) == value
     for value in (kind.minimum - 1, kind.maximum + 1):
         message = refusal(tmp_path, f"[{name}]\n{key} = {value}\n" + ROUTE)
-        assert message.startswith(
-            f"f.toml: {name}.{key}: must be an integer from {kind.minimum} to {kind.maximum}"
-        )
+        assert message.startswith(f"f.toml: {name}.{key}: must be an integer from {kind.minimum} to {kind.maximum}")
         assert kind.unit in message
 
 
@@ -260,9 +255,7 @@ def test_the_environment_overrides_scalars_and_other_variables_are_left_alone(tm
         ("SIGNET_NONCE_STORE_URL", "http://x/", "environment: SIGNET_NONCE_STORE_URL: must be a URL"),
     ],
 )
-def test_a_bad_override_is_refused_with_its_name(
-    tmp_path: Path, variable: str, text: str, message: str
-) -> None:
+def test_a_bad_override_is_refused_with_its_name(tmp_path: Path, variable: str, text: str, message: str) -> None:
     assert refusal(tmp_path, ROUTE, {variable: text}).startswith(message)
 
 
@@ -278,9 +271,7 @@ def test_a_bad_override_is_refused_with_its_name(
     ],
 )
 def test_a_refused_url_is_not_shown(tmp_path: Path, url: object) -> None:
-    message = refusal(
-        tmp_path, f"[nonce_store]\nurl = {url if isinstance(url, int) else repr(url)}\n" + ROUTE
-    )
+    message = refusal(tmp_path, f"[nonce_store]\nurl = {url if isinstance(url, int) else repr(url)}\n" + ROUTE)
     assert message.startswith("f.toml: nonce_store.url: must be a URL")
     assert "hunter2" not in message
 

@@ -40,9 +40,7 @@ def patterns(draw: st.DrawFn) -> str:
     return "/" + "/".join([*segments, last])
 
 
-@given(
-    patterns(), st.lists(st.text("ab", max_size=8), min_size=1, max_size=5).map(lambda s: "/" + "/".join(s))
-)
+@given(patterns(), st.lists(st.text("ab", max_size=8), min_size=1, max_size=5).map(lambda s: "/" + "/".join(s)))
 def test_a_glob_matches_as_the_naive_reference_does(pattern: str, path: str) -> None:
     if pattern.count("*") <= MAX_STARS:
         # "/**" also stands for the empty path, which no request has.
