@@ -20,7 +20,7 @@ MAX_PARAMETERS: Final = 16
 """Most parameters of one signature; RFC 9421 registers six."""
 
 MAX_SIGNATURE_INPUT_BYTES: Final = 8192
-"""Longest Signature-Input field: eight signatures of 32 components stay below it, nonsense costs 3 ms."""
+"""Longest Signature-Input field: eight signatures of 32 components fit; it bounds what nonsense costs to parse."""
 
 INTEGER_PARAMETERS: Final = frozenset({"created", "expires"})
 """Parameters that are Integers, in seconds since 1970, RFC 9421 §2.3."""
