@@ -33,6 +33,12 @@ void log_line(enum abi_log_level level, const char *format, ...) {
         envoy_dynamic_module_callback_log(level, (struct abi_buffer){line, total});
 }
 
+void clear_openssl_errors(void) {
+    /* Emptying a queue that is empty already costs as much as encrypting a short record. */
+    if (ERR_peek_error() != 0)
+        ERR_clear_error();
+}
+
 void openssl_reason(char *into, size_t size) {
     unsigned long code = ERR_get_error();
     const char *reason = code == 0 ? NULL : ERR_reason_error_string(code);

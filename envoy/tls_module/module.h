@@ -26,6 +26,8 @@ void log_line(enum abi_log_level level, const char *format, ...) __attribute__((
 bool log_enabled(enum abi_log_level level);
 /* Write OpenSSL's oldest queued error as text and empty this thread's queue. */
 void openssl_reason(char *into, size_t size);
+/* Empty this thread's queue, so that what is found in it afterwards belongs to the next call. */
+void clear_openssl_errors(void);
 /* Milliseconds of the monotonic clock. */
 uint64_t monotonic_ms(void);
 

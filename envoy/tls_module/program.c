@@ -3,18 +3,10 @@
 
 #include "module.h"
 
-#ifdef SIGNET_SANITIZE
-#include "sanitize.h"
-#endif
-
 /* Called once when the module is loaded. A null answer makes Envoy refuse the configuration that names us. */
 const char *envoy_dynamic_module_on_program_init(void) {
     if (!abi_matches_running_envoy())
         return NULL;
-#ifdef SIGNET_SANITIZE
-    if (!sanitize_openssl_memory())
-        return NULL;
-#endif
     /* Envoy carries BoringSSL. Were its symbols exported, ours would bind to them and fail in odd ways. */
     if (OPENSSL_version_major() != OPENSSL_VERSION_MAJOR) {
         log_line(LOG_CRITICAL, "refusing to load: built for OpenSSL %d, the running library is %s", OPENSSL_VERSION_MAJOR,

@@ -4,9 +4,16 @@
 
 #include "module.h"
 
-static void give_up(struct tls_socket *socket, const char *reason) {
-    socket->flooded = true;
-    snprintf(socket->reason, sizeof socket->reason, "%s", reason);
+static void note_reason(struct tls_socket *socket, const char *reason) {
+    if (socket->reason[0] == '\0')
+        snprintf(socket->reason, sizeof socket->reason, "%s", reason);
+}
+
+static int fail_connection(struct tls_socket *socket, size_t *moved) {
+    *moved = 0;
+    socket->broken = true;
+    note_reason(socket, "connection reset");
+    return 0;
 }
 
 static int read_bytes(BIO *bio, char *into, size_t length, size_t *moved) {
@@ -14,8 +21,7 @@ static int read_bytes(BIO *bio, char *into, size_t length, size_t *moved) {
     *moved = 0;
     BIO_clear_retry_flags(bio);
     if (socket->flooded) {
-        if (socket->reason[0] == '\0')
-            give_up(socket, "too many KeyUpdate messages");
+        note_reason(socket, "too many KeyUpdate messages");
         return 0;
     }
     if (socket->eof)
@@ -28,15 +34,14 @@ static int read_bytes(BIO *bio, char *into, size_t length, size_t *moved) {
         BIO_set_retry_read(bio);
         return 0;
     default:
-        *moved = 0;
-        socket->broken = true;
-        return 0;
+        return fail_connection(socket, moved);
     }
     socket->eof = *moved == 0;
     if (!socket->established) {
         socket->handshake_bytes += *moved;
         if (socket->handshake_bytes > MAX_HANDSHAKE_BYTES) {
-            give_up(socket, "handshake too large");
+            socket->flooded = true;
+            note_reason(socket, "handshake too large");
             *moved = 0;
         }
     }
@@ -60,9 +65,7 @@ static int write_bytes(BIO *bio, const char *from, size_t length, size_t *moved)
         BIO_set_retry_write(bio);
         return 0;
     default:
-        *moved = 0;
-        socket->broken = true;
-        return 0;
+        return fail_connection(socket, moved);
     }
 }
 

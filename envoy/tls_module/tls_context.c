@@ -1,6 +1,5 @@
 /* The SSL_CTX of one transport socket configuration, and its replacement when the files on disk change. Connections keep
  * the context they began with, so a reload drops none of them. */
-#include <openssl/err.h>
 #include <openssl/x509.h>
 #include <stdio.h>
 #include <string.h>
@@ -74,7 +73,7 @@ static bool configure(SSL_CTX *context) {
 static SSL_CTX *load_context(const struct tls_config *config, char *reason, size_t reason_size) {
     const char *step = "create a TLS context";
     SSL_CTX *context = SSL_CTX_new(TLS_server_method());
-    ERR_clear_error();
+    clear_openssl_errors();
     if (context != NULL && (step = "set up TLS 1.3", configure(context)) &&
         (step = "read the certificate chain", SSL_CTX_use_certificate_chain_file(context, config->certificate_file) == 1) &&
         (step = "read the private key, unencrypted PEM of the certificate's key,",

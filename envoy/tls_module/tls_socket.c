@@ -1,6 +1,5 @@
 /* The transport socket: handshake, records in, records out. Envoy calls all hooks of one socket on its worker thread. */
 #include <inttypes.h>
-#include <openssl/err.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -57,7 +56,7 @@ static enum abi_io_action finish_handshake(struct tls_socket *socket) {
 }
 
 static enum abi_io_action shake_hands(struct tls_socket *socket) {
-    ERR_clear_error();
+    clear_openssl_errors();
     int result = SSL_do_handshake(socket->ssl);
     if (result == 1)
         return finish_handshake(socket);
@@ -81,7 +80,7 @@ struct abi_io_result envoy_dynamic_module_on_transport_socket_do_read(void *envo
         return step(socket->broken || socket->closed ? IO_CLOSE : IO_KEEP_OPEN, 0, false);
     for (;;) {
         size_t bytes = 0;
-        ERR_clear_error();
+        clear_openssl_errors();
         if (SSL_read_ex(socket->ssl, plaintext, sizeof plaintext, &bytes) == 1) {
             socket->key_updates = 0;
             envoy_dynamic_module_callback_transport_socket_read_buffer_add(envoy, plaintext, bytes);
@@ -131,9 +130,9 @@ static void send_close_notify(struct tls_socket *socket) {
     if (socket->close_notify_sent || socket->broken || !socket->established || socket->ssl == NULL)
         return;
     socket->close_notify_sent = true;
-    ERR_clear_error();
+    clear_openssl_errors();
     SSL_shutdown(socket->ssl);
-    ERR_clear_error();
+    clear_openssl_errors();
 }
 
 static struct abi_io_result write_records(struct tls_socket *socket, void *envoy, bool end_stream) {
@@ -145,7 +144,7 @@ static struct abi_io_result write_records(struct tls_socket *socket, void *envoy
         if (socket->write_retry_bytes > 0)
             length = socket->write_retry_bytes;
         const char *record = next_record(envoy, gathered, &length);
-        ERR_clear_error();
+        clear_openssl_errors();
         if (SSL_write_ex(socket->ssl, record, length, &written) != 1) {
             int error = SSL_get_error(socket->ssl, 0);
             if (error == SSL_ERROR_WANT_WRITE || error == SSL_ERROR_WANT_READ) {
@@ -209,7 +208,7 @@ const void *envoy_dynamic_module_on_transport_socket_new(const void *module_fact
         SSL_free(socket->ssl);
         socket->ssl = NULL;
         snprintf(socket->reason, sizeof socket->reason, "out of memory");
-        ERR_clear_error();
+        clear_openssl_errors();
         return socket;
     }
     SSL_set_app_data(socket->ssl, socket);
@@ -240,7 +239,7 @@ void envoy_dynamic_module_on_transport_socket_destroy(const void *module_socket)
     struct tls_socket *socket = own(module_socket);
     drop_binding(socket);
     SSL_free(socket->ssl);
-    ERR_clear_error();
+    clear_openssl_errors();
     atomic_fetch_sub(&socket->factory->connections, 1);
     OPENSSL_cleanse(socket, sizeof *socket);
     free(socket);
