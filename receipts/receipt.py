@@ -180,7 +180,10 @@ def seal(draft: ReceiptDraft, writer: WriterId, wseq: int, prev: bytes | None) -
         raise ReceiptFormatError("the draft has no canonical form") from error
     if len(raw) > MAX_RECEIPT_BYTES:
         raise ReceiptTooLarge(f"{len(raw)} bytes, {MAX_RECEIPT_BYTES} allowed")
-    _decode(raw)  # What is written must be what a strict reader accepts.
+    try:
+        _decoder.decode(raw)  # What is written must be what a strict reader accepts.
+    except msgspec.MsgspecError as error:
+        raise _refused(error) from error
     return raw
 
 
@@ -200,15 +203,17 @@ def parse_receipt(raw: bytes) -> Receipt:
         raise ReceiptFormatError("not a JSON object")
     if value.get("v") != FORMAT_VERSION or isinstance(value["v"], bool):
         raise ReceiptFormatError("not of format version 1")
-    return _decode(raw)
-
-
-def _decode(raw: bytes) -> Receipt:
     try:
-        return _decoder.decode(raw)
-    except msgspec.MsgspecError as error:
-        place = str(error).rpartition(" - at `")[2].rstrip("`") if " - at `" in str(error) else "$"
-        raise ReceiptFormatError(f"not a receipt of version 1: see {place}") from error
+        # From the value, not from the bytes: only parse_canonical reads every double as a double.
+        return msgspec.convert(value, Receipt)
+    except msgspec.ValidationError as error:
+        raise _refused(error) from error
+
+
+def _refused(error: msgspec.MsgspecError) -> ReceiptFormatError:
+    """Name the place in the receipt, as a JSON path, and leave the value out."""
+    place = str(error).rpartition(" - at `")[2].rstrip("`") if " - at `" in str(error) else "$"
+    return ReceiptFormatError(f"not a receipt of version 1: see {place}")
 
 
 def _check_draft(draft: ReceiptDraft) -> None:

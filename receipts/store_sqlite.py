@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import shutil
 import sqlite3
 import threading
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError
 from receipts.receipt import ReceiptDraft, leaf_hash, seal
+from receipts.sqlite_file import close, connect, create_private, try_begin, typed_errors
 from receipts.sqlite_schema import migrate
 from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, Appended, StoredReceipt, WriterTail
 from receipts.turnstile import Turnstile, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from receipts.receipt_id import ReceiptId, WriterId
 
@@ -36,9 +36,6 @@ MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 CHECKPOINT_AFTER_BYTES: Final = 4 * 1024 * 1024
 """Receipts that one writer adds between checkpoints; the write-ahead log is about twice that for each writer."""
 
-_FILE_MODE: Final = 0o600
-_PAGE_BYTES: Final = 8192  # Receipts of about 2 KB pack better than in 4096; measured best for batches of 16.
-_JOURNAL_SIZE_LIMIT_BYTES: Final = 64 * 1024 * 1024
 _MAX_READ: Final = 10_000
 
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status FROM receipts "
@@ -79,9 +76,9 @@ class SqliteReceiptStore:
         self._turnstile: Turnstile | None = None
         self._unchecked_bytes = 0
         self._reading: sqlite3.Connection | None = None
-        with _typed():
-            _create_private(self._path)
-            with contextlib.closing(self._connect()) as connection:
+        with typed_errors():
+            create_private(self._path)
+            with contextlib.closing(connect(self._path, self._busy_timeout_ms)) as connection:
                 migrate(connection, now_ms)
 
     def append(self, drafts: Sequence[ReceiptDraft], tail: WriterTail) -> Appended:
@@ -90,7 +87,7 @@ class SqliteReceiptStore:
             raise ValueError(f"a batch has 1 to {MAX_BATCH_RECEIPTS} receipts")
         batch = _seal_all(drafts, tail)  # Before the lock is taken, so that other processes need not wait for it.
         try:
-            with _typed():
+            with typed_errors():
                 connection = self._begin()
                 outcomes: list[StoredReceipt | StoreError | ReceiptFormatError] = []
                 for sealed in batch:
@@ -135,8 +132,8 @@ class SqliteReceiptStore:
 
     def check(self) -> None:
         """Raise unless the write lock and `MIN_FREE_BYTES` of disk can be had; see `ReceiptStore.check`."""
-        with _typed():
-            with contextlib.closing(self._connect()) as connection:
+        with typed_errors():
+            with contextlib.closing(connect(self._path, self._busy_timeout_ms)) as connection:
                 connection.execute("BEGIN IMMEDIATE")
                 connection.execute("ROLLBACK")
             if shutil.disk_usage(self._path.parent).free < MIN_FREE_BYTES:
@@ -146,7 +143,7 @@ class SqliteReceiptStore:
         """Close the writing connection; see `ReceiptStore.close_writer`."""
         connection, self._writing = self._writing, None
         turnstile, self._turnstile = self._turnstile, None
-        _close(connection)
+        close(connection)
         if turnstile is not None:
             turnstile.close()
 
@@ -155,12 +152,12 @@ class SqliteReceiptStore:
         self.close_writer()
         with self._read_lock:
             connection, self._reading = self._reading, None
-            _close(connection)
+            close(connection)
 
     def _begin(self) -> sqlite3.Connection:
         """Open what is not open, wait our turn, and take the write lock."""
         if self._writing is None:
-            self._writing = self._connect()
+            self._writing = connect(self._path, self._busy_timeout_ms)
             # The waiting is done here: see receipts.turnstile.
             self._writing.execute("PRAGMA busy_timeout = 0")
         if self._turnstile is None:
@@ -170,7 +167,7 @@ class SqliteReceiptStore:
         if not turnstile.enter(deadline_s):
             raise ReceiptStoreUnavailable("other writers kept the store busy")
         try:
-            if not wait_for(lambda: _try_begin(connection), deadline_s):
+            if not wait_for(lambda: try_begin(connection), deadline_s):
                 raise ReceiptStoreUnavailable("another writer kept the store locked")
         finally:
             turnstile.leave()
@@ -196,51 +193,16 @@ class SqliteReceiptStore:
             finally:
                 turnstile.leave()
 
-    def _connect(self) -> sqlite3.Connection:
-        # mode=rw: a file that vanished is a fault, not a reason to begin an empty store.
-        connection = sqlite3.connect(
-            f"{self._path.absolute().as_uri()}?mode=rw",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            timeout=self._busy_timeout_ms / 1000,
-        )
-        try:
-            connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # Only heeded while the file is empty.
-            _set_wal(connection, self._busy_timeout_ms)
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA journal_size_limit = {_JOURNAL_SIZE_LIMIT_BYTES}")
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute("PRAGMA wal_autocheckpoint = 0")
-        except BaseException:
-            _close(connection)
-            raise
-        return connection
-
     def _fetch(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
-        with self._read_lock, _typed():
+        with self._read_lock, typed_errors():
             if self._reading is None:
-                self._reading = self._connect()
+                self._reading = connect(self._path, self._busy_timeout_ms)
             try:
                 return self._reading.execute(statement, parameters).fetchall()
             except BaseException:
                 connection, self._reading = self._reading, None
-                _close(connection)
+                close(connection)
                 raise
-
-
-def _try_begin(connection: sqlite3.Connection) -> bool:
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        if not _is_busy(error):
-            raise
-        return False
-    return True
-
-
-def _is_busy(error: sqlite3.OperationalError) -> bool:
-    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -318,51 +280,3 @@ def _conflict(connection: sqlite3.Connection, draft: ReceiptDraft) -> StoredRece
     if connection.execute(_BY_ID, (draft.id,)).fetchone() is not None:
         return StoreError("another receipt has this id")
     raise ReceiptStoreUnavailable("the writer's chain went on without this process")
-
-
-def _create_private(path: Path) -> None:
-    """Make an empty file of mode 0600 if there is none; SQLite's -wal and -shm files get the same mode."""
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE))
-        # The new name must survive a power cut together with the receipts.
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _set_wal(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
-    """Switch to WAL, waiting as SQLite does not when another process is doing the same."""
-
-    def attempt() -> bool:
-        try:
-            mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-            return False
-        if mode != "wal":
-            raise ReceiptStoreUnavailable("the file system does not take a write-ahead log")
-        return True
-
-    if not wait_for(attempt, time.monotonic() + busy_timeout_ms / 1000):
-        raise ReceiptStoreUnavailable("another process kept the store locked")
-
-
-def _close(connection: sqlite3.Connection | None) -> None:
-    if connection is not None:
-        with contextlib.suppress(sqlite3.Error):
-            connection.close()
-
-
-@contextlib.contextmanager
-def _typed() -> Iterator[None]:
-    """Turn what SQLite and the system raise into ReceiptStoreUnavailable; name the code, never a value."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        name = getattr(error, "sqlite_errorname", type(error).__name__)
-        raise ReceiptStoreUnavailable(f"SQLite: {name}") from error
-    except OSError as error:
-        raise ReceiptStoreUnavailable(f"system: {type(error).__name__} {error.errno}") from error
