@@ -19,3 +19,57 @@ $(STAMP): requirements.lock pyproject.toml
 
 .PHONY: venv
 venv: $(STAMP) ## the virtual environment with the locked packages
+
+TLS_MODULE := envoy/tls_module/build/libsignet_tls.so
+TLS_SOURCES := $(wildcard envoy/tls_module/*.c envoy/tls_module/*.h) envoy/tls_module/Makefile
+
+$(TLS_MODULE): $(TLS_SOURCES)
+	@echo "signet: building the TLS module (once)"
+	@tools/parts.sh libssl-dev
+	@$(MAKE) --no-print-directory --silent -C envoy/tls_module
+
+.PHONY: parts
+parts: ## install the real programs that the whole test suite uses
+	@tools/parts.sh
+
+.PHONY: demo
+demo: $(STAMP) $(TLS_MODULE) ## the whole loop on a real Envoy, told in thirty lines
+	@$(BIN)/python tools/demo.py
+
+.PHONY: up down
+up: $(STAMP) $(TLS_MODULE) ## start the local stack (Envoy on 8443, admin on 8080)
+	@$(BIN)/python tools/stack.py up
+
+down: $(STAMP) ## stop the local stack
+	@$(BIN)/python tools/stack.py down
+
+.PHONY: test test-edge test-slow check bench
+PYTEST := $(BIN)/python -m pytest
+
+test: $(STAMP) $(TLS_MODULE) parts check ## the gate: checks, then every test but the long ones
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -q -m "not edge and not slow"
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=90
+
+test-edge: $(STAMP) $(TLS_MODULE) parts ## the long runs of both edges
+	@$(PYTEST) -q -m edge
+
+test-slow: $(STAMP) $(TLS_MODULE) parts ## hundreds of kills, chaos, soak
+	@$(PYTEST) -q -m slow
+
+check: $(STAMP) ## ruff, mypy strict, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with ratios
+	@$(BIN)/python loadtest/bench_loop.py
+	@$(BIN)/python loadtest/bench_edge.py
+
+.PHONY: clean
+clean: ## remove what the targets made
+	@test ! -f var/stack.json || $(BIN)/python tools/stack.py down
+	@rm -rf var build .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache $(VENV)
+	@$(MAKE) --no-print-directory --silent -C envoy/tls_module clean
