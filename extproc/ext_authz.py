@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOG: Final = logging.getLogger("signet.ext_authz")
 SERVICE: Final = "envoy.service.auth.v3.Authorization"
-EDGE_METADATA_KEY: Final = "x-signet-edge"
+EDGE_METADATA_KEY: Final = "x-signet-edge-instance"
 """gRPC metadata that names the edge instance; Envoy's configuration sets it, no client can."""
 MAX_EDGE_NAME_CHARS: Final = 128
 
