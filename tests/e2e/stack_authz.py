@@ -2,8 +2,8 @@
 
     python tests/e2e/stack_authz.py VAR
 
-VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`. It is read at each
-Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
+VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`. It is
+read at each Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
 `allow` shows that the edge's own refusals stand even under a filter that lets everything through.
 """
 
@@ -70,7 +70,7 @@ def bad_mutation() -> auth.CheckResponse:
     )
 
 
-class Authorization(auth_grpc.AuthorizationServicer):
+class Authorization(auth_grpc.AuthorizationServicer):  # type: ignore[misc]  # generated code has no types
     def __init__(self, var: Path) -> None:
         self._behaviour = var / "authz-behaviour"
         self._log = (var / "log" / "checks.jsonl").open("ab", buffering=0)
@@ -123,7 +123,12 @@ def supervise(var: Path) -> None:
     """Two workers, as the real filter has; a dead one stays dead, and VAR/authz-pids names them."""
     workers = [subprocess.Popen([sys.executable, __file__, str(var), str(worker)]) for worker in range(2)]
     (var / "authz-pids").write_text(" ".join(str(worker.pid) for worker in workers))
-    signal.signal(signal.SIGTERM, lambda *_: [worker.kill() for worker in workers])
+
+    def end(*_: object) -> None:
+        for worker in workers:
+            worker.kill()
+
+    signal.signal(signal.SIGTERM, end)
     for worker in workers:
         worker.wait()
 

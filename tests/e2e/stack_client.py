@@ -134,7 +134,7 @@ class Seen:
 
 
 def read_http1(connection: ssl.SSLSocket, method: str) -> Answer:
-    response = http.client.HTTPResponse(connection, method=method)  # type: ignore[arg-type]
+    response = http.client.HTTPResponse(connection, method=method)
     try:
         response.begin()
         return Answer(response.status, response.getheaders(), response.read())

@@ -160,8 +160,9 @@ def test_edge_and_verifier_agree_on_what_a_plain_path_is(text: str) -> None:
 # -- headers
 
 FORGED = [
-    "x-signet-subject", "X-Signet-Subject", "x-signet-key-id", "x-signet-receipt", "x-signet-anything", "x-original-url",
-    "x-original-uri", "x-rewrite-url", "x-http-method-override", "x-http-method", "x-method-override", "x-forwarded-host",
+    "x-signet-subject", "X-Signet-Subject", "x-signet-key-id", "x-signet-receipt", "x-signet-anything",
+    "x-original-url", "x-original-uri", "x-rewrite-url", "x-http-method-override", "x-http-method",
+    "x-method-override", "x-forwarded-host",
     "x-forwarded-prefix", "x-forwarded-port", "x-original-host", "x-host", "forwarded", "proxy", "x-envoy-retry-on",
     "x-envoy-max-retries", "x-envoy-original-path", "x-envoy-upstream-rq-timeout-ms", "x-envoy-internal",
     "x-envoy-auth-partial-body",
@@ -302,7 +303,9 @@ def test_connect_is_refused(edge: DoubleStack) -> None:
 
 MALFORMED = {
     "two lengths": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nbody",
-    "length and chunked": b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "length and chunked": (
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    ),
     "chunked twice": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     "unknown coding": b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
     "no host": b"GET / HTTP/1.1\r\n\r\n",
@@ -353,9 +356,7 @@ def test_ordinary_authority_reaches_filter_and_app_unchanged(edge: DoubleStack, 
 def test_odd_white_space_reads_the_same_to_filter_and_app(edge: DoubleStack, value: str) -> None:
     with edge.watch() as seen:
         edge.http1(f"GET / HTTP/1.1\r\nHost: a\r\nX-A: {value}\r\n\r\n".encode())
-    assert [dict(each["headers"])["x-a"] for each in seen.checks] == [
-        dict(each["headers"])["x-a"] for each in seen.app
-    ]
+    assert [dict(each["headers"])["x-a"] for each in seen.checks] == [dict(each["headers"])["x-a"] for each in seen.app]
 
 
 def test_absolute_form_gives_filter_and_app_the_same_authority(edge: DoubleStack) -> None:
