@@ -20,7 +20,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.e2e.edge_certificates import CertificateFiles, write_certificate
-from tests.e2e.edge_envoy import EnvoyProcess, bootstrap, build_module, listener, module_socket, native_socket, start_envoy
+from tests.e2e.edge_envoy import (
+    EnvoyProcess,
+    bootstrap,
+    build_module,
+    listener,
+    module_socket,
+    native_socket,
+    start_envoy,
+)
 
 EDGES = ("native", "edge")
 WRK_UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
@@ -39,7 +47,14 @@ class Sample:
 
 
 def _wrk(port: int, connections: int, seconds: float) -> tuple[int, float, float, float]:
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency", f"https://127.0.0.1:{port}/"]
+    command = [
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--latency",
+        f"https://127.0.0.1:{port}/",
+    ]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     latency = {}
     for percentile in ("50%", "99%"):
