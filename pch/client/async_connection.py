@@ -71,6 +71,11 @@ class AsyncConnection:
             return False
         return not self._stream.is_gone(idle_data_ends=not self._http2)
 
+    async def catch_up(self) -> None:
+        """Learn what the network brought to an idle connection, before asking `is_fresh`."""
+        if not self.in_flight:
+            await self._stream.catch_up()
+
     async def send(self, wire: WireRequest, *, max_body_bytes: int) -> Answer:
         """Send one request and read its whole answer; the caller's timeout bounds it.
 

@@ -53,6 +53,10 @@ class AsyncPool:
         Raises `PoolExhausted`, `ConnectFailed` or one of its kinds.
         """
         while True:
+            known = self._origins.get(origin)
+            for each in list(known.connections) if known else ():
+                await each.catch_up()
+            # From here to the lease nothing awaits, so what is decided still holds.
             if self._closed:
                 raise InvalidRequest("the client is closed")
             state = self._state(origin)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, cast
+import select
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpcore
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from pch.client.tls_session import TlsContext, TlsSession
     from pch.client.url import Origin
+
+
+_TURNS_TO_DELIVER: Final = 2
+"""The loop looks at its sockets in one turn and calls `data_received` in the next."""
 
 
 class _Wire(asyncio.Protocol):
@@ -149,6 +154,12 @@ class AsyncStream(httpcore.AsyncNetworkStream):
         except OSError as error:
             raise httpcore.WriteError("the connection was lost") from error
 
+    async def catch_up(self) -> None:
+        """Let the event loop hand over what has arrived, if it was too busy to look."""
+        if not self._wire.closed.is_set() and _is_readable(self._wire.transport.get_extra_info("socket").fileno()):
+            for _ in range(_TURNS_TO_DELIVER):
+                await asyncio.sleep(0)
+
     def is_gone(self, *, idle_data_ends: bool) -> bool:
         """Tell without waiting whether the peer ended the idle connection.
 
@@ -207,6 +218,14 @@ class AsyncStream(httpcore.AsyncNetworkStream):
     def get_extra_info(self, info: str) -> Any:
         """Give nothing; the connection knows its stream."""
         return None
+
+
+def _is_readable(descriptor: int) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([descriptor], [], [], 0)[0])
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def connect(origin: Origin, tls: TlsContext) -> AsyncStream:

@@ -7,7 +7,7 @@ import itertools
 import socket
 import threading
 from collections import deque
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h2.config
 import h2.connection
@@ -16,7 +16,11 @@ import h11
 from OpenSSL import SSL
 
 from pch.httpsig.message import RequestMessage
-from tests.e2e.client_verifier import Reply, Verifier
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.e2e.client_verifier import Reply, Verifier
 
 WAIT_S = 20.0
 
@@ -219,7 +223,8 @@ class _Http2:
         return True
 
     def _send_bodies(self) -> None:
-        for stream, body in list(self.outgoing.items()):
+        for stream in list(self.outgoing):
+            body = self.outgoing[stream]
             while body and (room := min(self.state.local_flow_control_window(stream), 16384)):
                 self.state.send_data(stream, body[:room])
                 body = body[room:]

@@ -1,4 +1,4 @@
-"""A small PCH verifier for the client's tests: decides one request; written against PCH §2–§5, apart from the client."""
+"""A small PCH verifier for the client's tests: decides one request by PCH §2–§5."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pch import proof
 from pch.errors import PchError
 from pch.httpsig.content_digest import verify_content_digest
-from pch.httpsig.message import RequestMessage
 from pch.httpsig.verify import verify
 from pch.keys import public_jwk, public_key_from_jwk, thumbprint
+
+if TYPE_CHECKING:
+    from pch.httpsig.message import RequestMessage
 
 
 @dataclass(frozen=True)
