@@ -15,11 +15,16 @@ challenge has one spelling.
 from __future__ import annotations
 
 import base64
+import binascii
+import functools
 import hmac
 import re
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.hmac import HMAC
 
 from pch.errors import StaleChallenge
 
@@ -37,7 +42,10 @@ DEFAULT_SKEW_MS: Final = 2000
 
 _LABEL: Final = b"PCH/1"
 _SEALED: Final = struct.Struct(">BIQ16s")
+MAX_KEYED: Final = 16
+"""Prepared sealing keys kept: the current epoch and those still good, and a few for tests."""
 _MAX_FIELD_BYTES: Final = 0xFFFF
+_TO_BASE64URL: Final = bytes.maketrans(b"+/", b"-_")
 _ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]{60}")
 
 
@@ -67,13 +75,41 @@ def issue(
     `random16`: 16 fresh random bytes. Returns 60 base64url characters. Raises ValueError for arguments
     that cannot be sealed.
     """
-    if len(random16) != RANDOM_BYTES:
-        raise ValueError("random16 must be 16 bytes")
+    (issued,) = issue_several(
+        keys,
+        realm=realm,
+        authority=authority,
+        binding32=binding32,
+        now_ms=now_ms,
+        random_bytes=random16,
+        relax_grant=relax_grant,
+    )
+    return issued
+
+
+def issue_several(
+    keys: SealingKeys,
+    *,
+    realm: str,
+    authority: str,
+    binding32: bytes,
+    now_ms: int,
+    random_bytes: bytes,
+    relax_grant: bool = False,
+) -> tuple[str, ...]:
+    """Issue one challenge for each 16 bytes of `random_bytes`, as `issue` does."""
+    if not random_bytes or len(random_bytes) % RANDOM_BYTES:
+        raise ValueError("a challenge takes 16 random bytes")
     key = keys.current()
+    keyed = _keyed(key.key)
     version = VERSION | RELAX_GRANT if relax_grant else VERSION
-    sealed = _SEALED.pack(version, key.epoch, now_ms, random16)
-    token = sealed + _seal(key.key, sealed, realm, authority, binding32)
-    return base64.urlsafe_b64encode(token).decode("ascii")
+    connection = _sealed_connection(realm, authority, binding32)
+    issued = []
+    for start in range(0, len(random_bytes), RANDOM_BYTES):
+        sealed = _SEALED.pack(version, key.epoch, now_ms, random_bytes[start : start + RANDOM_BYTES])
+        token = sealed + _seal(keyed, sealed, connection)
+        issued.append(binascii.b2a_base64(token, newline=False).translate(_TO_BASE64URL).decode("ascii"))
+    return tuple(issued)
 
 
 def open_challenge(
@@ -102,7 +138,7 @@ def open_challenge(
         raise StaleChallenge("the challenge has another version")
     key = keys.by_epoch(epoch)
     try:
-        expected = _seal(key.key, sealed, realm, authority, binding32)
+        expected = _seal(_keyed(key.key), sealed, _sealed_connection(realm, authority, binding32))
     except ValueError as error:
         raise StaleChallenge("no challenge can be of this authority or connection") from error
     if not hmac.compare_digest(mac, expected):
@@ -114,11 +150,23 @@ def open_challenge(
     return OpenChallenge(token, epoch, issued_ms, bool(version & RELAX_GRANT))
 
 
-def _seal(key: bytes, sealed: bytes, realm: str, authority: str, binding32: bytes) -> bytes:
+@functools.lru_cache(maxsize=MAX_KEYED)
+def _keyed(key: bytes) -> HMAC:
+    """Prepare the HMAC of a sealing key, to be copied for each seal; keys change once an epoch."""
+    return HMAC(key, hashes.SHA256())
+
+
+def _sealed_connection(realm: str, authority: str, binding32: bytes) -> bytes:
+    """Join what a challenge is sealed to: three fields, each with a 2-byte length (PCH §2)."""
     if len(binding32) != BINDING_BYTES:
         raise ValueError("a binding is 32 bytes")
     fields = (realm.encode("ascii"), authority.encode("ascii"), binding32)
     if any(len(field) > _MAX_FIELD_BYTES for field in fields):
         raise ValueError("realm or authority is over 65535 bytes")
-    message = b"".join((_LABEL, sealed, *(len(field).to_bytes(2, "big") + field for field in fields)))
-    return hmac.digest(key, message, "sha256")[:16]
+    return b"".join([len(field).to_bytes(2, "big") + field for field in fields])
+
+
+def _seal(keyed: HMAC, sealed: bytes, connection: bytes) -> bytes:
+    mac = keyed.copy()
+    mac.update(_LABEL + sealed + connection)
+    return mac.finalize()[:16]

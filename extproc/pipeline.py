@@ -17,7 +17,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from extproc.challenge import issue
+from extproc.challenge import RANDOM_BYTES, issue_several
 from extproc.decision import Answer, Passage, decision_draft, policy_input
 from extproc.errors import Overloaded
 from extproc.nonce_store import SpendResult
@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from receipts.writer import ReceiptWriter
 
 LOG: Final = logging.getLogger("signet.pipeline")
-RANDOM_BYTES: Final = 16
-"""Randomness in a challenge (PCH §2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,16 +171,13 @@ class Pipeline:
         if admitted is None or not admitted.route.guarded or admitted.binding is None:
             return ()
         try:
-            return tuple(
-                issue(
-                    parts.sealing_keys,
-                    realm=passage.rules.config.filter.realm,
-                    authority=admitted.authority,
-                    binding32=admitted.binding,
-                    now_ms=passage.now_ms,
-                    random16=parts.random_bytes(RANDOM_BYTES),
-                )
-                for _ in range(parts.supply.wanted(admitted.binding))
+            return issue_several(
+                parts.sealing_keys,
+                realm=passage.rules.config.filter.realm,
+                authority=admitted.authority,
+                binding32=admitted.binding,
+                now_ms=passage.now_ms,
+                random_bytes=parts.random_bytes(RANDOM_BYTES * parts.supply.wanted(admitted.binding)),
             )
         except Exception:
             LOG.exception("no challenge could be issued")

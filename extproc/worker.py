@@ -7,6 +7,7 @@ supervisor is gone, drain: finish calls, flush summaries, close the stores. SIGH
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -48,6 +49,11 @@ TICK_S: Final = 1.0
 
 PARTS: Final = ("nonce_store", "receipts", "keyring", "sealing")
 """What a worker depends on, as health components and in its status file."""
+
+
+GC_THRESHOLDS: Final = (50_000, 20, 50)
+"""Allocations between collections. What is loaded at start is frozen, and a request leaves no cycles unless it is
+refused, so the default of 700 spent a third of the CPU on looking at the same objects (measured)."""
 
 
 def now_ms() -> int:
@@ -98,9 +104,14 @@ class Worker:
         """Serve until `stop` is set, then drain."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self.reload)
+        # The supervisor starts us with SIGHUP blocked: until the line above it would have ended us.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         self._writer.start()
         await self._nonce_store.start()
         await self._server.start()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         LOG.info("worker %d serves on %s", self._index, self._socket_path.name)
         watching = asyncio.create_task(self._keyring.watch(self.config.keyring.poll_interval_ms / 1000))
         ticking = asyncio.create_task(self._tick_forever())
@@ -161,6 +172,8 @@ class Worker:
 
     async def problems(self) -> dict[str, str]:
         """List what is not well, by part; empty when all is well."""
+        # Without requests no one else looks at the file.
+        self._sealing_keys.reload()
         found = {
             "nonce_store": await self._nonce_store.problem(),
             "receipts": await asyncio.to_thread(store_problem, self._store),

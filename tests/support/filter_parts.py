@@ -93,7 +93,7 @@ class CountingRandom:
 
     def __call__(self, length: int) -> bytes:
         self._count += 1
-        return hashlib.sha256(self._count.to_bytes(8, "big")).digest()[:length]
+        return hashlib.shake_128(self._count.to_bytes(8, "big")).digest(length)
 
 
 @dataclass
