@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Meta
@@ -205,7 +205,7 @@ def parse_receipt(raw: bytes) -> Receipt:
         raise ReceiptFormatError("not of format version 1")
     try:
         # From the value, not from the bytes: only parse_canonical reads every double as a double.
-        return msgspec.convert(value, Receipt)
+        return cast("Receipt", msgspec.convert(value, Receipt))
     except msgspec.ValidationError as error:
         raise _refused(error) from error
 

@@ -18,9 +18,11 @@ from receipts.facts import (
 )
 from receipts.receipt import ReceiptDraft, idempotency_key
 from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
+from receipts.store_sqlite import SqliteReceiptStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
 
 WRITER = WriterId("7c9e6679-7425-40de-944b-e07fc1f90ae7")
 TIME_MS = 1_763_712_000_123
@@ -155,3 +157,10 @@ def make_draft() -> Callable[..., ReceiptDraft]:
         return dataclasses.replace(base, **(fresh | changes))
 
     return make
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteReceiptStore]:
+    opened = SqliteReceiptStore(tmp_path / "receipts.sqlite3", busy_timeout_ms=5000)
+    yield opened
+    opened.close()

@@ -1,0 +1,458 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import resource
+import sqlite3
+import stat
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from receipts.chain import ChainVerifier
+from receipts.errors import (
+    ReceiptFormatError,
+    ReceiptStoreUnavailable,
+    ReceiptTooLarge,
+    StoreCorrupt,
+    StoreError,
+)
+from receipts.facts import PolicyFacts
+from receipts.receipt import leaf_hash, parse_receipt
+from receipts.receipt_id import ReceiptId, WriterId
+from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, StoredReceipt, WriterTail
+from receipts.store_sqlite import SqliteReceiptStore
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from receipts.receipt import ReceiptDraft
+
+OTHER_WRITER = WriterId("11111111-2222-4333-8444-555555555555")
+KEY = (1_763_712_000_000).to_bytes(8, "big") + b"k" * 24
+
+
+def verify(store: SqliteReceiptStore) -> int:
+    """Check every chain in the store and that `seq` has no gap; return the number of receipts."""
+    chains, count = ChainVerifier(), 0
+    while rows := store.read(count, 1000):
+        for row in rows:
+            count += 1
+            receipt = chains.add(row.raw)
+            assert (row.seq, row.id, row.wseq, row.writer) == (count, receipt.id, receipt.wseq, receipt.writer)
+    return count
+
+
+def stored(outcome: object) -> StoredReceipt:
+    assert isinstance(outcome, StoredReceipt), outcome
+    return outcome
+
+
+def test_receipts_come_back_as_they_were_sealed(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    drafts = [make_draft(), make_draft(decision="deny", reason="nonce_replay", status=401)]
+    appended = store.append(drafts, WriterTail(writer))
+    one, two = (stored(outcome) for outcome in appended.outcomes)
+    assert (one.seq, one.wseq, one.decision, one.reason, one.status, one.duplicate) == (
+        1,
+        1,
+        "allow",
+        "allowed",
+        None,
+        False,
+    )
+    assert (two.seq, two.wseq, two.decision, two.reason, two.status) == (2, 2, "deny", "nonce_replay", 401)
+    assert parse_receipt(two.raw).prev == leaf_hash(one.raw).hex()
+    assert appended.tail == WriterTail(writer, 2, leaf_hash(two.raw)) == store.writer_tail(writer)
+    assert store.get(drafts[0].id) == one
+    assert store.latest(5) == [two, one]
+    assert store.latest(1) == [two]
+    assert store.read(1, 5) == [two]
+    assert verify(store) == 2
+
+
+def test_every_kind_can_be_stored(store: SqliteReceiptStore, examples: Any, writer: WriterId) -> None:
+    appended = store.append(list(examples.values()), WriterTail(writer))
+    kinds = [parse_receipt(stored(outcome).raw).__struct_config__.tag for outcome in appended.outcomes]
+    assert kinds == list(examples)
+    summary = stored(appended.outcomes[3])
+    assert (summary.decision, summary.reason, summary.status) == (None, None, None)
+    assert verify(store) == 5
+
+
+def test_what_was_never_stored_is_not_found(store: SqliteReceiptStore, writer: WriterId) -> None:
+    assert store.get(ReceiptId("019aa56d-607b-7abc-8abc-0123456789ab")) is None
+    assert store.by_idempotency_key(KEY) is None
+    assert store.latest(10) == []
+    assert store.read(0, 10) == []
+    assert store.writer_tail(writer) == WriterTail(writer, 0, None)
+
+
+def test_writers_have_chains_of_their_own_in_one_order(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    tails = {each: WriterTail(each) for each in (writer, OTHER_WRITER)}
+    for each in (writer, OTHER_WRITER, OTHER_WRITER, writer):
+        tails[each] = store.append([make_draft()], tails[each]).tail
+    assert [(row.writer, row.wseq) for row in store.read(0, 9)] == [
+        (writer, 1),
+        (OTHER_WRITER, 1),
+        (OTHER_WRITER, 2),
+        (writer, 2),
+    ]
+    assert verify(store) == 4
+
+
+def test_a_key_stored_already_gives_the_stored_receipt(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    first = stored(store.append([make_draft(idempotency_key=KEY)], WriterTail(writer)).outcomes[0])
+    again = store.append(
+        [make_draft(idempotency_key=KEY, decision="deny", reason="policy_denied", status=403)], WriterTail(OTHER_WRITER)
+    )
+    assert again.outcomes == (dataclasses.replace(first, duplicate=True),)
+    assert again.tail == WriterTail(OTHER_WRITER)
+    assert store.by_idempotency_key(KEY) == first
+    assert verify(store) == 1
+
+
+def test_a_key_twice_in_one_batch_is_stored_once_and_the_chain_closes_up(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    drafts = [
+        make_draft(),
+        make_draft(idempotency_key=KEY),
+        make_draft(idempotency_key=KEY),
+        make_draft(),
+        make_draft(),
+    ]
+    appended = store.append(drafts, WriterTail(writer))
+    rows = [stored(outcome) for outcome in appended.outcomes]
+    assert [row.wseq for row in rows] == [1, 2, 2, 3, 4]
+    assert [row.duplicate for row in rows] == [False, False, True, False, False]
+    assert rows[2].raw == rows[1].raw
+    assert appended.tail.wseq == 4
+    assert verify(store) == 4
+
+
+def test_a_draft_that_cannot_be_sealed_harms_no_other(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    drafts = [
+        make_draft(),
+        make_draft(reason="Not A Token"),
+        make_draft(policy=PolicyFacts("0" * 64, {"pad": "x" * 70_000})),
+        make_draft(),
+    ]
+    appended = store.append(drafts, WriterTail(writer))
+    assert [type(outcome) for outcome in appended.outcomes] == [
+        StoredReceipt,
+        ReceiptFormatError,
+        ReceiptTooLarge,
+        StoredReceipt,
+    ]
+    assert appended.tail.wseq == 2
+    assert verify(store) == 2
+
+
+def test_an_id_used_twice_is_an_error_of_its_own(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    draft = make_draft()
+    appended = store.append([draft, draft, make_draft()], WriterTail(writer))
+    assert [type(outcome) for outcome in appended.outcomes] == [StoredReceipt, StoreError, StoredReceipt]
+    assert verify(store) == 2
+
+
+def test_a_chain_that_went_on_elsewhere_stores_nothing(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    store.append([make_draft()], WriterTail(writer))
+    with pytest.raises(ReceiptStoreUnavailable, match="chain"):
+        store.append([make_draft()], WriterTail(writer))
+    assert verify(store) == 1
+    store.append([make_draft()], store.writer_tail(writer))
+    assert verify(store) == 2
+
+
+@pytest.mark.parametrize("number", [0, MAX_BATCH_RECEIPTS + 1])
+def test_batches_are_bounded(
+    number: int, store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    with pytest.raises(ValueError, match="a batch has"):
+        store.append([make_draft() for _ in range(number)], WriterTail(writer))
+
+
+@pytest.mark.parametrize("limit", [0, -1, MAX_LATEST + 1, 10_001])
+def test_reads_are_bounded(limit: int, store: SqliteReceiptStore) -> None:
+    with pytest.raises(ValueError, match="limit is"):
+        store.latest(limit)
+    if limit != MAX_LATEST + 1:
+        with pytest.raises(ValueError, match="limit is"):
+            store.read(0, limit)
+
+
+def test_files_are_the_owners_alone(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    old_mask = os.umask(0)
+    try:
+        store.append([make_draft()], WriterTail(writer))
+        modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(old_mask)
+    assert modes == {f"receipts.sqlite3{end}": 0o600 for end in ("", "-wal", "-shm", "-turn")}
+
+
+def test_commits_are_synced_to_a_write_ahead_log(tmp_path: Path) -> None:
+    from receipts.sqlite_file import connect
+
+    SqliteReceiptStore(tmp_path / "a").close()
+    with contextlib.closing(connect(tmp_path / "a", 100)) as connection:
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+        assert connection.execute("PRAGMA page_size").fetchone() == (8192,)
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM receipts", "UPDATE receipts SET status = 200"])
+def test_rows_can_be_neither_changed_nor_removed(
+    statement: str, store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    store.append([make_draft()], WriterTail(writer))
+    with (
+        contextlib.closing(sqlite3.connect(tmp_path / "receipts.sqlite3")) as connection,
+        pytest.raises(sqlite3.IntegrityError, match="append-only"),
+    ):
+        connection.execute(statement)
+
+
+def test_the_log_is_moved_into_the_database_now_and_then(
+    store: SqliteReceiptStore,
+    make_draft: Callable[..., ReceiptDraft],
+    writer: WriterId,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("receipts.store_sqlite.CHECKPOINT_AFTER_BYTES", 100_000)
+    tails = {each: WriterTail(each) for each in (writer, OTHER_WRITER)}
+    other = SqliteReceiptStore(tmp_path / "receipts.sqlite3")
+    for _ in range(60):
+        for opened, each in ((store, writer), (other, OTHER_WRITER)):
+            tails[each] = opened.append([make_draft() for _ in range(16)], tails[each]).tail
+    other.close()
+    # About 3.5 MB of receipts went through a log that was begun again every 0.2 MB or so.
+    assert (tmp_path / "receipts.sqlite3-wal").stat().st_size < 2_000_000
+    assert (tmp_path / "receipts.sqlite3").stat().st_size > 3_000_000
+    assert verify(store) == 1920
+
+
+@contextlib.contextmanager
+def write_locked(path: Path) -> Iterator[None]:
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def test_a_lock_held_too_long_is_unavailable_and_then_over(
+    tmp_path: Path, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    store = SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=20)
+    tail = store.append([make_draft()], WriterTail(writer)).tail
+    with write_locked(tmp_path / "a"):
+        with pytest.raises(ReceiptStoreUnavailable, match="locked"):
+            store.append([make_draft()], tail)
+        with pytest.raises(ReceiptStoreUnavailable):
+            store.check()
+        assert len(store.latest(5)) == 1
+    store.append([make_draft()], tail)
+    store.check()
+    assert verify(store) == 2
+    store.close()
+
+
+def test_a_turnstile_held_too_long_is_unavailable(
+    tmp_path: Path, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    from receipts.turnstile import Turnstile
+
+    store = SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=20)
+    rude = Turnstile(tmp_path / "a-turn")
+    assert rude.enter(0.0)
+    with pytest.raises(ReceiptStoreUnavailable, match="busy"):
+        store.append([make_draft()], WriterTail(writer))
+    rude.close()
+    store.append([make_draft()], WriterTail(writer))
+    store.close()
+
+
+def test_a_waiting_writer_gets_the_lock_when_it_is_free(
+    tmp_path: Path, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    store = SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=5000)
+    draft, results = make_draft(), []
+    with write_locked(tmp_path / "a"):
+        thread = threading.Thread(target=lambda: results.append(store.append([draft], WriterTail(writer))))
+        thread.start()
+        thread.join(0.05)
+        assert not results
+    thread.join(5)
+    assert len(results) == 1
+    store.close()
+
+
+def test_a_full_disk_is_unavailable_and_then_over(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
+) -> None:
+    tail = store.append([make_draft()], WriterTail(writer)).tail
+    connection = store._writing
+    assert connection is not None
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(ReceiptStoreUnavailable, match="SQLITE_FULL"):
+        store.append([make_draft() for _ in range(100)], tail)
+    assert verify(store) == 1
+    # A new connection has no such limit: there is room again.
+    assert stored(store.append([make_draft()], store.writer_tail(writer)).outcomes[0]).wseq == 2
+    assert verify(store) == 2
+
+
+def test_a_write_cut_short_is_unavailable_and_leaves_the_chain_whole(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    import signal
+
+    tail = store.append([make_draft()], WriterTail(writer)).tail
+    size = (tmp_path / "receipts.sqlite3-wal").stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    old_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 9000, hard))
+    try:
+        for _ in range(2):
+            with pytest.raises(ReceiptStoreUnavailable, match=r"SQLITE_(FULL|IOERR)"):
+                store.append([make_draft() for _ in range(20)], tail)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, old_handler)
+    assert verify(store) == 1
+    store.append([make_draft()], store.writer_tail(writer))
+    assert verify(store) == 2
+
+
+def test_a_file_that_became_read_only_is_unavailable(
+    store: SqliteReceiptStore,
+    make_draft: Callable[..., ReceiptDraft],
+    writer: WriterId,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tail = store.append([make_draft()], WriterTail(writer)).tail
+    assert store._writing is not None
+    store._writing.execute("PRAGMA query_only = ON")
+    with pytest.raises(ReceiptStoreUnavailable, match="SQLITE_READONLY"):
+        store.append([make_draft()], tail)
+    store.append([make_draft()], tail)
+    assert verify(store) == 2
+
+
+def test_a_file_that_vanished_is_unavailable_and_not_begun_anew(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(ReceiptStoreUnavailable, match="CANTOPEN"):
+        store.append([make_draft()], WriterTail(writer))
+    with pytest.raises(ReceiptStoreUnavailable, match="CANTOPEN"):
+        store.get(make_draft().id)
+    with pytest.raises(ReceiptStoreUnavailable, match="CANTOPEN"):
+        store.check()
+
+
+def test_a_broken_file_is_unavailable_for_reads_too(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    store.append([make_draft()], WriterTail(writer))
+    assert len(store.latest(1)) == 1
+    store._reading.execute("ATTACH ':memory:' AS receipts_gone")  # type: ignore[union-attr]
+    store._reading.close()  # type: ignore[union-attr]
+    with pytest.raises(ReceiptStoreUnavailable):
+        store.latest(1)
+    assert len(store.latest(1)) == 1
+
+
+def test_little_disk_is_told_before_it_is_none(store: SqliteReceiptStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.check()
+    monkeypatch.setattr("receipts.store_sqlite.MIN_FREE_BYTES", 1 << 62)
+    with pytest.raises(ReceiptStoreUnavailable, match="disk"):
+        store.check()
+
+
+def test_a_folder_that_does_not_exist_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(ReceiptStoreUnavailable, match="FileNotFoundError"):
+        SqliteReceiptStore(tmp_path / "missing" / "a")
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("something else entirely, and long enough to be looked at")
+    with pytest.raises(ReceiptStoreUnavailable, match="NOTADB"):
+        SqliteReceiptStore(tmp_path / "a")
+
+
+def foreign(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+
+
+def marked(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA application_id = 7")
+
+
+def newer(path: Path) -> None:
+    SqliteReceiptStore(path).close()
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("INSERT INTO schema_migrations VALUES (99, 0)")
+
+
+@pytest.mark.parametrize("make", [foreign, marked, newer])
+def test_a_database_that_is_not_ours_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    before = (tmp_path / "a").read_bytes()
+    with pytest.raises(StoreCorrupt):
+        SqliteReceiptStore(tmp_path / "a")
+    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
+        tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    assert tables == ({"schema_migrations", "receipts"} if make is newer else {"theirs"} if make is foreign else set())
+    assert before[:16] == (tmp_path / "a").read_bytes()[:16]
+
+
+def test_the_schema_is_made_once_and_dated(tmp_path: Path) -> None:
+    for _ in range(2):
+        SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
+        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 42)]
+
+
+def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("receipts.sqlite_schema.MIGRATIONS", (("CREATE TABLE receipts (x)", "NOT SQL"),))
+    with pytest.raises(ReceiptStoreUnavailable):
+        SqliteReceiptStore(tmp_path / "a")
+    monkeypatch.undo()
+    SqliteReceiptStore(tmp_path / "a").close()
+
+
+def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from receipts.sqlite_schema import MIGRATIONS
+
+    SqliteReceiptStore(tmp_path / "a").close()
+    monkeypatch.setattr("receipts.sqlite_schema.MIGRATIONS", (*MIGRATIONS, ("CREATE TABLE later (x INTEGER) STRICT",)))
+    for _ in range(2):
+        SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
+        assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT * FROM later").fetchall() == []
