@@ -3,8 +3,8 @@
     python tests/e2e/stack_authz.py VAR
 
 VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`. It is
-read at each Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
-`allow` shows that the edge's own refusals stand even under a filter that lets everything through.
+read at each Check, so a test changes it without a restart. What the edge must do does not depend on how the real
+filter decides, and `allow` shows that the edge's own refusals stand under a filter that lets everything through.
 """
 
 from __future__ import annotations

@@ -158,10 +158,10 @@ class Http2:
         self._connection = connection
         self._h2 = h2.connection.H2Connection(config)
         self._h2.initiate_connection()
-        self._status, self._body, self._headers = 0, bytearray(), Headers()
-        self._done = False
+        self._status, self._body, self._headers, self._done = 0, bytearray(), Headers(), False
 
     def request(self, headers: Headers, body: bytes | None, trailers: Headers) -> Answer:
+        self._status, self._body, self._headers, self._done = 0, bytearray(), [], False
         stream = self._h2.get_next_available_stream_id()
         self._h2.send_headers(stream, headers, end_stream=body is None and not trailers)
         with contextlib.suppress(ConnectionError, ssl.SSLError, h2.exceptions.ProtocolError):
