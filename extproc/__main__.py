@@ -92,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 (failed) or 2 (unusable input)."""
     from extproc.config import ConfigError
     from extproc.errors import ServerFault
+    from receipts.errors import StoreError
 
     args = _parser().parse_args(argv)
     _log_to_stderr(args.log_level)
@@ -102,6 +103,9 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_UNUSABLE
     except ServerFault as error:
         sys.stderr.write(f"{error}\n")
+        return EXIT_FAILED
+    except StoreError as error:
+        sys.stderr.write(f"receipts: {error.code}: {error}\n")
         return EXIT_FAILED
     return int(status)
 

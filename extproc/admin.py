@@ -11,6 +11,7 @@ import asyncio
 import hmac
 import json
 import os
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -43,6 +44,8 @@ MAX_CONNECTIONS: Final = 64
 MAX_HEADER_BYTES: Final = 16 << 10
 KEEP_ALIVE_S: Final = 15
 GRACE_S: Final = 5
+MIN_TOKEN_BYTES: Final = 16
+_LIMIT: Final = re.compile(r"[0-9]{1,3}")
 _LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
@@ -53,6 +56,8 @@ class AdminApp:
         self, config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]
     ) -> None:
         self._config, self._store, self._token, self._now_ms = config, store, token, now_ms
+        host = config.admin.host
+        self._names = {*_LOCAL_NAMES, f"[{host}]" if ":" in host else host}
 
     def routes(self) -> list[Route]:
         """List the paths served."""
@@ -72,7 +77,7 @@ class AdminApp:
                 sent = request.headers.get("authorization", "").encode()
                 if not hmac.compare_digest(sent, b"Bearer " + self._token):
                     return problem(401, "A bearer token is required.", {"WWW-Authenticate": "Bearer"})
-            if self._token is None and _host_name(request) not in _LOCAL_NAMES:
+            if self._token is None and _host_name(request) not in self._names:
                 return problem(421, "This server answers to loopback names only.")
             try:
                 return await handler(request)
@@ -116,7 +121,7 @@ class AdminApp:
     async def latest(self, request: Request) -> Response:
         """Give the newest receipts, newest first; `?limit=` up to 100."""
         text = request.query_params.get("limit", str(DEFAULT_RECEIPTS_PER_ANSWER))
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= MAX_RECEIPTS_PER_ANSWER:
+        if not _LIMIT.fullmatch(text) or not 1 <= int(text) <= MAX_RECEIPTS_PER_ANSWER:
             return problem(400, f"limit is a number from 1 to {MAX_RECEIPTS_PER_ANSWER}.")
         stored = await asyncio.to_thread(self._store.latest, int(text))
         return Response(_envelope(stored), media_type="application/json")
@@ -129,7 +134,7 @@ def _envelope(stored: list[StoredReceipt]) -> bytes:
 
 
 def _host_name(request: Request) -> str:
-    host = request.headers.get("host", "")
+    host = request.headers.get("host", "").lower()
     return host if host.endswith("]") else host.rpartition(":")[0] or host
 
 
@@ -155,6 +160,16 @@ def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, no
     return Starlette(routes=admin.routes(), exception_handlers={404: _not_found})
 
 
+def _read_token(path: Path) -> bytes:
+    try:
+        token = path.read_bytes().strip()
+    except OSError as error:
+        raise ServerFault(f"admin.bearer_token_file: cannot be read: {error.strerror}") from error
+    if len(token) < MIN_TOKEN_BYTES:
+        raise ServerFault(f"admin.bearer_token_file: the token is shorter than {MIN_TOKEN_BYTES} bytes")
+    return token
+
+
 def run_admin(config_path: Path) -> int:
     """Serve until SIGTERM. Returns the exit status; raises `ConfigError`, `ServerFault`."""
     from extproc.worker import now_ms
@@ -163,9 +178,7 @@ def run_admin(config_path: Path) -> int:
     settings = config.admin
     token = None
     if settings.bearer_token_file is not None:
-        token = settings.bearer_token_file.read_bytes().strip()
-        if len(token) < 16:
-            raise ServerFault("admin.bearer_token_file: the token is shorter than 16 bytes")
+        token = _read_token(settings.bearer_token_file)
     app = build_app(config, SqliteReceiptStore(config.receipts.sqlite_path), token, now_ms)
     server = uvicorn.Server(
         uvicorn.Config(

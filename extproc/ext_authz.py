@@ -7,12 +7,14 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import grpc
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from extproc.request import UndecodableRequest, decode_check
-from extproc.response import check_response, refusal_without_request
+from extproc.response import check_response, refusal_without_request, serialise
 
 if TYPE_CHECKING:
+    from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
+
     from extproc.pipeline import Pipeline
     from extproc.telemetry import Telemetry
 
@@ -39,8 +41,14 @@ class ExtAuthz:
             self._telemetry.undecodable.inc()
             LOG.error("refused a Check that cannot be decoded: %s", error)
             return refusal_without_request()
-        answer = await self._pipeline.answer(request)
-        response = check_response(answer)
+        except Exception:
+            LOG.exception("a Check could not be decoded")
+            return refusal_without_request()
+        try:
+            response = check_response(await self._pipeline.answer(request))
+        except Exception:
+            LOG.exception("no answer could be built; the request is refused")
+            response = refusal_without_request()
         self._telemetry.check_seconds.observe(time.perf_counter() - started_s)
         return response
 
@@ -57,6 +65,6 @@ def handler(service: ExtAuthz) -> grpc.GenericRpcHandler:
     method = grpc.unary_unary_rpc_method_handler(
         service.check,
         request_deserializer=CheckRequest.FromString,
-        response_serializer=CheckResponse.SerializeToString,
+        response_serializer=serialise,
     )
     return grpc.method_handlers_generic_handler(SERVICE, {"Check": method})

@@ -1,12 +1,14 @@
 """Turn an answer into Envoy's CheckResponse; every Envoy quirk of this direction lives here.
 
-An empty CheckResponse or a denied response without a status would let the request through (Envoy 1.40), so both
-builders always set the status and `denied` can only be called with a status of 400 or more.
+An empty CheckResponse or a denied response without a status would let the request through (Envoy 1.40), so every
+answer leaves through `serialise`, which turns what is neither a whole pass nor a whole refusal into a refusal. A pass
+carries dynamic metadata that says so, and Envoy's configuration lets nothing through without it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING, Final
 
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
@@ -25,6 +27,10 @@ if TYPE_CHECKING:
     from extproc.route import Route
     from extproc.verifier import VerifiedRequest
 
+LOG: Final = logging.getLogger("signet.response")
+DECISION_KEY: Final = "decision"
+DECISION_ALLOW: Final = "allow"
+"""Dynamic metadata of every pass, under envoy.filters.http.ext_authz; the RBAC filter of envoy.yaml asks for it."""
 PROBLEM_TYPE: Final = "application/problem+json"
 OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 APPEND: Final = HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
@@ -46,8 +52,27 @@ def check_response(answer: Answer) -> CheckResponse:
     if answer.reason is Reason.ALLOWED and answer.verified is not None:
         return _allowed(answer, answer.verified)
     if answer.reason is Reason.UNGUARDED and answer.admitted is not None and not answer.admitted.route.guarded:
-        return CheckResponse(status=Status(code=_GRPC_OK), ok_response=OkHttpResponse())
+        metadata = _pass_metadata(route=answer.admitted.route.name)
+        return CheckResponse(status=Status(code=_GRPC_OK), ok_response=OkHttpResponse(), dynamic_metadata=metadata)
     return _denied(answer)
+
+
+def serialise(response: CheckResponse) -> bytes:
+    """Write `response` for the wire; whatever Envoy could take for a pass that was not decided goes as a refusal."""
+    if not _is_whole(response):
+        LOG.error("an answer that is neither a pass nor a refusal was replaced by a refusal")
+        response = refusal_without_request()
+    return bytes(response.SerializeToString())
+
+
+def _is_whole(response: object) -> bool:
+    if not isinstance(response, CheckResponse):
+        return False
+    code, denied = int(response.status.code), int(response.denied_response.status.code)
+    if response.WhichOneof("http_response") == "ok_response":
+        said = str(response.dynamic_metadata.fields[DECISION_KEY].string_value)
+        return code == _GRPC_OK and said == DECISION_ALLOW
+    return code != _GRPC_OK and 400 <= denied <= 599
 
 
 def _option(name: str, value: str, action: int = OVERWRITE) -> HeaderValueOption:
@@ -72,8 +97,6 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
         headers.append(_option("signature", serialise_signature(signatures)))
     else:
         removed += ["signature-input", "signature"]
-    metadata = Struct()
-    metadata.update({"receipt": answer.receipt_id or "", "route": route.name, "subject": verified.key.subject})
     return CheckResponse(
         status=Status(code=_GRPC_OK),
         ok_response=OkHttpResponse(
@@ -81,8 +104,16 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
             headers_to_remove=removed,
             response_headers_to_add=_response_headers(answer, "private"),
         ),
-        dynamic_metadata=metadata,
+        dynamic_metadata=_pass_metadata(
+            receipt=answer.receipt_id or "", route=route.name, subject=verified.key.subject
+        ),
     )
+
+
+def _pass_metadata(**facts: str) -> Struct:
+    metadata = Struct()
+    metadata.update({DECISION_KEY: DECISION_ALLOW, **facts})
+    return metadata
 
 
 def _response_headers(answer: Answer, cache_control: str) -> list[HeaderValueOption]:

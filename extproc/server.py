@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from typing import TYPE_CHECKING, Final
 
@@ -23,15 +24,21 @@ MESSAGE_OVERHEAD_BYTES: Final = 1 << 20
 """What a Check may hold beside the content: header fields, metadata, framing."""
 MAX_UNIX_PATH_BYTES: Final = 107
 """The longest path that fits a UNIX socket address."""
+BOUND_NAME_BYTES: Final = 5
+"""Randomness in the name that is bound first; as hex it is no longer than the public name."""
 
 
 class FilterServer:
     """One gRPC server on one UNIX socket. Owned by one event loop."""
 
     def __init__(self, service: ExtAuthz, socket_path: Path, *, max_body_bytes: int, socket_mode: int) -> None:
-        if len(os.fsencode(socket_path)) > MAX_UNIX_PATH_BYTES:
+        # gRPC removes the name that it bound once it stops, and by then a successor may serve under the public name.
+        # So it binds a name that no one else has, and the socket is renamed when it serves.
+        self._bound_path = socket_path.with_name(f".{secrets.token_hex(BOUND_NAME_BYTES)}")
+        if max(len(os.fsencode(path)) for path in (socket_path, self._bound_path)) > MAX_UNIX_PATH_BYTES:
             raise ServerFault(f"filter.socket_dir: the socket path is longer than {MAX_UNIX_PATH_BYTES} bytes")
         self._socket_path = socket_path
+        self._served: os.stat_result | None = None
         self._socket_mode = socket_mode
         self.health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
@@ -45,19 +52,22 @@ class FilterServer:
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
     async def start(self) -> None:
-        """Bind the socket and serve. Raises `ServerFault` when another file is in the way."""
+        """Bind the socket and serve, in the place of whoever served there. Raises `ServerFault` when it cannot."""
         path = self._socket_path
-        if path.exists() and not stat.S_ISSOCK(path.lstat().st_mode):
+        there = _status(path)
+        if there is not None and not stat.S_ISSOCK(there.st_mode):
             raise ServerFault(f"{path.name} exists and is no socket")
-        path.unlink(missing_ok=True)
         previous = os.umask(0o777 & ~self._socket_mode)
         try:
-            if self._server.add_insecure_port(f"unix:{path}") == 0:
-                raise ServerFault(f"cannot bind {path.name}")
+            self._server.add_insecure_port(f"unix:{self._bound_path}")
+        except RuntimeError as error:
+            raise ServerFault(f"filter.socket_dir: cannot bind {path.name}") from error
         finally:
             os.umask(previous)
         await self._server.start()
         await self.set_serving(serving=True)
+        self._served = _status(self._bound_path)
+        self._bound_path.rename(path)
 
     async def set_serving(self, *, serving: bool, component: str = "") -> None:
         """Tell health checkers whether `component` is well; the empty name stands for the whole worker."""
@@ -70,4 +80,13 @@ class FilterServer:
         """Refuse new calls, finish those under way for at most `grace_s` seconds, and close."""
         await self.health.enter_graceful_shutdown()
         await self._server.stop(grace_s)
-        self._socket_path.unlink(missing_ok=True)
+        there = _status(self._socket_path)
+        if there is not None and self._served is not None and os.path.samestat(there, self._served):
+            self._socket_path.unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        return path.lstat()
+    except OSError:
+        return None

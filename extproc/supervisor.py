@@ -80,7 +80,12 @@ class Supervisor:
         command = [sys.executable, "-m", "extproc", "worker", "--config", str(self._config_path)]
         command += ["--index", str(index), "--lifeline-fd", str(self._lifeline_read)]
         environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}
-        process = subprocess.Popen(command, env=environ, pass_fds=(self._lifeline_read,))  # noqa: S603  our own program
+        # Blocked signals stay blocked in the child: a reload while it starts waits until it listens.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            process = subprocess.Popen(command, env=environ, pass_fds=(self._lifeline_read,))  # noqa: S603  our own program
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         return _Slot(index, process, time.monotonic())
 
     def _look_after(self, slot: _Slot) -> None:
