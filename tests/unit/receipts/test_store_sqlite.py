@@ -456,3 +456,84 @@ def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: pytest.
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
         assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,)]
         assert connection.execute("SELECT * FROM later").fetchall() == []
+
+
+@contextlib.contextmanager
+def wholly_locked(path: Path) -> Iterator[None]:
+    """Hold a database that is not in WAL mode yet against every other connection."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def test_a_new_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
+    opened: list[SqliteReceiptStore] = []
+    with wholly_locked(tmp_path / "a"):
+        with pytest.raises(ReceiptStoreUnavailable):
+            SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=20)
+        thread = threading.Thread(
+            target=lambda: opened.append(SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=5000))
+        )
+        thread.start()
+        thread.join(0.05)
+        assert not opened
+    thread.join(5)
+    assert len(opened) == 1
+    opened[0].check()
+    opened[0].close()
+
+
+def test_a_database_without_a_write_ahead_log_is_refused() -> None:
+    from receipts.sqlite_file import _set_wal
+
+    with (
+        contextlib.closing(sqlite3.connect(":memory:")) as connection,
+        pytest.raises(ReceiptStoreUnavailable, match="write-ahead"),
+    ):
+        _set_wal(connection, 10)
+
+
+def test_processes_that_start_together_make_one_schema(tmp_path: Path) -> None:
+    opened: list[SqliteReceiptStore] = []
+    threads = [
+        threading.Thread(target=lambda: opened.append(SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=5000)))
+        for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(opened) == 8
+    for store in opened:
+        store.close()
+
+
+def test_a_checkpoint_that_fails_or_has_to_wait_is_put_off(
+    store: SqliteReceiptStore,
+    make_draft: Callable[..., ReceiptDraft],
+    writer: WriterId,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from receipts.turnstile import Turnstile
+
+    monkeypatch.setattr("receipts.store_sqlite.CHECKPOINT_AFTER_BYTES", 1)
+    asked: list[float] = []
+
+    class RudeTurnstile(Turnstile):
+        """Lets writers in for the append, and nobody for the checkpoint after it."""
+
+        def enter(self, deadline_s: float) -> bool:
+            asked.append(deadline_s)
+            return len(asked) % 2 == 1 and super().enter(deadline_s)
+
+    monkeypatch.setattr("receipts.store_sqlite.Turnstile", RudeTurnstile)
+    tail = WriterTail(writer)
+    for _ in range(3):
+        tail = store.append([make_draft()], tail).tail
+    assert len(asked) == 6
+    assert store._unchecked_bytes > 3000
+    assert verify(store) == 3
