@@ -205,6 +205,8 @@ class Exchange:
             return self._unsigned_sends < MAX_UNSIGNED_SENDS or not answer.connection_ended
         if self._signed_retries >= MAX_SIGNED_RETRIES or not self._may_sign_again(answer, response, offered):
             return False
+        if offered:
+            self._check_usable(offered, response)
         self._signed_retries += 1
         if response.reason == Reason.EXPIRED_SIGNATURE:
             channel.clock.correct(answer.headers.get("date"), self._settings.clock_s())

@@ -264,6 +264,12 @@ def test_client_without_binding_refuses_to_answer_a_bound_route() -> None:
         this.answered(here, refusal())
 
 
+def test_proof_refused_by_a_route_of_another_kind_is_not_made_again() -> None:
+    this, here = signed_once()
+    with pytest.raises(ChallengeUnusable):
+        this.answered(here, refusal("stale_challenge", binding="none"))
+
+
 def test_malformed_challenge_in_a_refusal_is_told() -> None:
     here, this = channel(), exchange()
     this.next_request(here)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
