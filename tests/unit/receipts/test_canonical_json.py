@@ -156,6 +156,7 @@ NOT_CANONICAL = {
     "bad utf-8": b'"\xff"',
     "surrogate escape": b'"\\ud800"',
     "byte order mark": b"\xef\xbb\xbf1",
+    "too deep": b"[" * 33 + b"]" * 33,
     "bomb": b"[" * 60_000,
     "closed bomb": b"[" * 30_000 + b"]" * 30_000,
 }

@@ -55,11 +55,8 @@ def test_the_vectors_are_what_the_code_seals(chain: dict[str, bytes]) -> None:
 
 
 def test_every_vector_file_has_its_row_and_checksum() -> None:
-    table = dict(
-        re.findall(
-            r"^\| (\S+/\S+) \|.*\| ([0-9a-f]{64}) \|$", (VECTORS.parent / "receipts-README.md").read_text(), re.MULTILINE
-        )
-    )
+    readme = (VECTORS.parent / "receipts-README.md").read_text("utf-8")
+    table = dict(re.findall(r"^\| (\S+/\S+) \|.*\| ([0-9a-f]{64}) \|$", readme, re.MULTILINE))
     files = [path for folder in ("jcs", "receipts") for path in (VECTORS.parent / folder).rglob("*") if path.is_file()]
     assert len(files) == 19
     for path in files:
