@@ -2,9 +2,10 @@
 
     python tests/e2e/stack_authz.py VAR
 
-VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`. It is
-read at each Check, so a test changes it without a restart. What the edge must do does not depend on how the real
-filter decides, and `allow` shows that the edge's own refusals stand under a filter that lets everything through.
+VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`,
+`undecided` or `wrongly_decided`. It is read at each Check, so a test changes it without a restart. What the edge must
+do does not depend on how the real filter decides, and `allow` shows that the edge's own refusals stand under a filter
+that lets everything through.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3 import external_auth_pb2 as auth
 from envoy.service.auth.v3 import external_auth_pb2_grpc as auth_grpc
 from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
@@ -44,6 +46,23 @@ def allow() -> auth.CheckResponse:
             headers_to_remove=["pch-channel-binding"],
             response_headers_to_add=[option("pch-challenge", '"from-the-filter"')],
         ),
+        dynamic_metadata=decided("allow"),
+    )
+
+
+def decided(decision: str) -> Struct:
+    metadata = Struct()
+    metadata.update({"decision": decision})
+    return metadata
+
+
+def undecided() -> auth.CheckResponse:
+    return auth.CheckResponse(status=Status(code=0), ok_response=auth.OkHttpResponse())
+
+
+def wrongly_decided() -> auth.CheckResponse:
+    return auth.CheckResponse(
+        status=Status(code=0), ok_response=auth.OkHttpResponse(), dynamic_metadata=decided("deny")
     )
 
 
@@ -61,7 +80,7 @@ def deny() -> auth.CheckResponse:
 
 
 def no_status() -> auth.CheckResponse:
-    return auth.CheckResponse(status=Status(code=7), denied_response=auth.DeniedHttpResponse(body="no status"))
+    return auth.CheckResponse(status=Status(code=0), denied_response=auth.DeniedHttpResponse(body="no status"))
 
 
 def bad_mutation() -> auth.CheckResponse:
@@ -100,6 +119,7 @@ class Authorization(auth_grpc.AuthorizationServicer):  # type: ignore[misc]  # g
         if behaviour == "error":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as told")
         made = {"deny": deny, "empty": auth.CheckResponse, "no_status": no_status, "bad_mutation": bad_mutation}
+        made |= {"undecided": undecided, "wrongly_decided": wrongly_decided}
         return made.get(behaviour, allow)()
 
 

@@ -147,7 +147,7 @@ def read_http1(connection: ssl.SSLSocket, method: str) -> Answer:
 class Http2:
     """One connection, one stream at a time."""
 
-    def __init__(self, connection: ssl.SSLSocket) -> None:
+    def __init__(self, connection: Any) -> None:
         config = h2.config.H2Configuration(
             client_side=True,
             header_encoding="latin-1",

@@ -63,8 +63,8 @@ def test_admin_is_on_loopback_and_the_filter_cannot_fail_open() -> None:
     manager = http_connection_manager(document["static_resources"]["listeners"][0])
     filters = [each["name"] for each in manager["http_filters"]]
     assert filters[0] == "envoy.filters.http.dynamic_modules"
-    assert filters[-2:] == ["envoy.filters.http.ext_authz", "envoy.filters.http.router"]
-    authz = manager["http_filters"][-2]["typed_config"]
+    assert [name.rpartition(".")[2] for name in filters[-3:]] == ["ext_authz", "rbac", "router"]
+    authz = manager["http_filters"][-3]["typed_config"]
     assert not authz["failure_mode_allow"]
     assert "filter_enabled" not in authz
     disabled = [

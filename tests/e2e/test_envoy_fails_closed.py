@@ -174,8 +174,10 @@ def refused_as_unavailable(answer: Answer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/protected", "/public"])
-@pytest.mark.parametrize("behaviour", ["error", "bad_mutation", "hang"])
-def test_filter_that_errs_or_hangs_lets_nothing_through(edge: DoubleStack, behaviour: str, path: str) -> None:
+@pytest.mark.parametrize(
+    "behaviour", ["error", "bad_mutation", "hang", "empty", "no_status", "undecided", "wrongly_decided"]
+)
+def test_answer_that_is_not_a_decision_lets_nothing_through(edge: DoubleStack, behaviour: str, path: str) -> None:
     edge.filter_will(behaviour)
     began = time.monotonic()
     with edge.watch() as seen:
