@@ -3,7 +3,7 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receipts.merkle import EMPTY_ROOT, MAX_TREE_SIZE, CompactTree, fold, leaf_hash, node_hash
@@ -48,6 +48,7 @@ def test_append_returns_the_nodes_it_completed_and_no_others() -> None:
     }
 
 
+@settings(deadline=None)
 @given(size=st.integers(0, 300), more=st.integers(0, 60))
 def test_a_tree_goes_on_from_its_peaks(size: int, more: int) -> None:
     tree = CompactTree()

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receipts.merkle_prove import complete_subtrees, prove_consistency, prove_inclusion, subtree_root
@@ -45,6 +45,7 @@ def test_every_subtree_has_the_root_of_the_definition() -> None:
                     subtree_root(NODES, start, end)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_complete_subtree_anywhere_is_consistent_with_the_tree(data: st.DataObject) -> None:
     # Its proof is the upper part of the inclusion proof of any of its leaves.
@@ -56,6 +57,7 @@ def test_a_complete_subtree_anywhere_is_consistent_with_the_tree(data: st.DataOb
     verify_subtree_consistency(start, end, size, reference.mth(LEAVES[start:end]), ROOTS[size], proof)
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 2**62), data=st.data())
 def test_a_proof_in_a_huge_tree_reads_few_nodes(size: int, data: st.DataObject) -> None:
     class Counting:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from receipts.merkle import EMPTY_ROOT, MAX_TREE_SIZE, ProofError
@@ -99,6 +99,7 @@ def _mutations(proof: list[bytes], draw: Any) -> list[list[bytes]]:
     return changed
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 300), data=st.data())
 def test_an_inclusion_proof_fails_when_anything_about_it_changes(size: int, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, size - 1))
@@ -122,6 +123,7 @@ def test_an_inclusion_proof_fails_when_anything_about_it_changes(size: int, data
             verify_inclusion(leaf, place, leaves, proof, top)
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 300), data=st.data())
 def test_a_consistency_proof_fails_when_anything_about_it_changes(size: int, data: st.DataObject) -> None:
     old_size = data.draw(st.integers(1, size))
@@ -144,6 +146,7 @@ def test_a_consistency_proof_fails_when_anything_about_it_changes(size: int, dat
             verify_consistency(olds, news, first, second, proof)
 
 
+@settings(deadline=None)
 @given(size=st.integers(2, 300), data=st.data())
 def test_a_rewritten_past_has_no_consistency_proof(size: int, data: st.DataObject) -> None:
     old_size = data.draw(st.integers(1, size - 1))

@@ -1,0 +1,140 @@
+"""Where tiles and the checkpoint lie: a small protocol, and a folder that any web server could serve."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from receipts.log_errors import LogUnavailable
+from receipts.tile import Tile, narrow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+CHECKPOINT_PATH: Final = "checkpoint"
+_FOLDER_MODE: Final = 0o700
+_FILE_MODE: Final = 0o600
+_UNFINISHED: Final = ".tmp"
+
+
+class TileStore(Protocol):
+    """Named immutable tiles and one mutable checkpoint, C2SP tlog-tiles. Calls block.
+
+    Durability: what `write` and `publish` were given survives the death of the process and of the machine once
+    they return. Atomicity: a reader sees a file whole or not at all. Concurrency: one writer, any number of
+    readers in any process.
+    """
+
+    def read(self, tile: Tile) -> bytes | None:
+        """Return what the tile holds, None when it is not there. Raises LogUnavailable."""
+
+    def write(self, tiles: Sequence[tuple[Tile, bytes]]) -> None:
+        """Store tiles, over what lies there. Raises LogUnavailable; any of them may then be stored or not."""
+
+    def drop_partial(self, tile: Tile) -> None:
+        """Drop every partial tile in the place of `tile`, which is there in full. Raises LogUnavailable."""
+
+    def read_checkpoint(self) -> bytes | None:
+        """Return the published checkpoint, None when there was none yet. Raises LogUnavailable."""
+
+    def publish(self, checkpoint: bytes) -> None:
+        """Replace the published checkpoint. Raises LogUnavailable; it may then be replaced or not."""
+
+
+def read_tile(tiles: TileStore, tile: Tile) -> bytes | None:
+    """Read a tile; a partial one that was dropped is cut from the full one.
+
+    Returns None when it is not there. Raises LogUnavailable, TileError when the full tile is not one.
+    """
+    data = tiles.read(tile)
+    if data is None and tile.is_partial:
+        whole = tiles.read(tile.full)
+        return None if whole is None else narrow(tile, whole)
+    return data
+
+
+class DirectoryTileStore:
+    """A TileStore in the folder `root`, made private when absent, with the paths of C2SP tlog-tiles."""
+
+    def __init__(self, root: Path | str) -> None:
+        self._root = Path(root)
+
+    def read(self, tile: Tile) -> bytes | None:
+        """Read a tile; see `TileStore.read`."""
+        return self._read(tile.path)
+
+    def write(self, tiles: Sequence[tuple[Tile, bytes]]) -> None:
+        """Store tiles; see `TileStore.write`."""
+        with _typed_errors():
+            self._write([(tile.path, data) for tile, data in tiles])
+
+    def drop_partial(self, tile: Tile) -> None:
+        """Remove the folder of partial tiles; see `TileStore.drop_partial`."""
+        with _typed_errors(), contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._root / f"{tile.full.path}.p")
+
+    def read_checkpoint(self) -> bytes | None:
+        """Read the checkpoint; see `TileStore.read_checkpoint`."""
+        return self._read(CHECKPOINT_PATH)
+
+    def publish(self, checkpoint: bytes) -> None:
+        """Replace the checkpoint; see `TileStore.publish`."""
+        with _typed_errors():
+            self._write([(CHECKPOINT_PATH, checkpoint)])
+
+    def _read(self, path: str) -> bytes | None:
+        with _typed_errors():
+            try:
+                return (self._root / path).read_bytes()
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def _write(self, files: Sequence[tuple[str, bytes]]) -> None:
+        """Write each file beside its place, sync it, move it there, and at last sync the folders that changed."""
+        changed: set[Path] = set()
+        for name, data in files:
+            path = self._root / name
+            self._make_folder(path.parent, changed)
+            # One writer: a name left over by a crash is simply written over.
+            unfinished = path.with_name(path.name + _UNFINISHED)
+            _write_synced(unfinished, data)
+            unfinished.replace(path)
+            changed.add(path.parent)
+        for folder in sorted(changed):
+            _sync_folder(folder)
+
+    def _make_folder(self, folder: Path, changed: set[Path]) -> None:
+        if folder.is_dir():
+            return
+        if folder != self._root:
+            self._make_folder(folder.parent, changed)
+        folder.mkdir(mode=_FOLDER_MODE, exist_ok=True, parents=folder == self._root)
+        changed.add(folder.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb", buffering=0) as file:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) :]
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _typed_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LogUnavailable(f"tiles: {type(error).__name__} {error.errno}") from error
