@@ -1,4 +1,4 @@
-"""TLS clients for the edge tests: pyOpenSSL over memory BIOs, so that a test sees and may damage every byte on the wire."""
+"""TLS clients for the edge tests: pyOpenSSL over memory BIOs, so that a test may damage every byte on the wire."""
 
 from __future__ import annotations
 

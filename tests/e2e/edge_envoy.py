@@ -1,7 +1,7 @@
 """A real Envoy with edge A on free ports, for the edge tests and the edge benchmark.
 
-Listeners: `edge` (our TLS), `native` (Envoy's own TLS) and `plain` (none), all with the same routes; `edge` and the others
-carry the exporter filter unless asked not to. Routes answer with the metadata the filter set, in `x-binding`.
+A listener has our TLS, Envoy's own or none, and the exporter filter unless asked not to. Its routes answer with the
+metadata the filter set, in `x-binding`.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class EnvoyProcess:
 
     def get(self, path: str) -> bytes:
         """Fetch a page of the admin interface."""
-        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=30) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://{self.admin}{path}", timeout=30) as answer:
             body: bytes = answer.read()
         return body
 

@@ -1,4 +1,4 @@
-"""A client on the system's libssl through ctypes, for what Python's TLS libraries cannot do: KeyUpdate and resumption."""
+"""A client on the system's libssl through ctypes, for what pyOpenSSL cannot do: KeyUpdate and resumption."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ CHUNK_BYTES = 65536
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
 
+@functools.lru_cache(maxsize=8)
 def blob(size: int) -> bytes:
     """Build a body in which no two blocks are alike."""
     blocks = (hashlib.sha256(index.to_bytes(8, "big")).digest() for index in range(-(-size // 32)))
@@ -21,11 +23,11 @@ def blob(size: int) -> bytes:
 class _Upstream(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Send /upstream/blob/SIZE."""
         self._send(blob(min(int(self.path.rpartition("/")[2]), MAX_BODY_BYTES)))
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Send the body back for /upstream/echo, else its digest."""
         body = self._body()
         self._send(body if self.path == "/upstream/echo" else hashlib.sha256(body).hexdigest().encode())

@@ -1,4 +1,4 @@
-"""Edge A on a real Envoy: the binding contract (PCH §1.1), what is refused, reload, limits, and refusal of another ABI."""
+"""Edge A on a real Envoy: the binding contract (PCH §1.1), what is refused, reload, limits, the ABI check."""
 
 from __future__ import annotations
 
