@@ -19,7 +19,7 @@ from tools.stack_envoy import HAPROXY_CFG, TLS_MODULE, envoy_binary, write_envoy
 from tools.stack_process import RUN_ID_VARIABLE, Part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from tools.stack_config import StackSettings
@@ -75,8 +75,8 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
     environ = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY), RUN_ID_VARIABLE: run_id}
     words = {"python": sys.executable, "config": str(files.toml), "var": str(files.var)}
 
-    def part(name: str, argv: tuple[str, ...], **extra: str) -> Part:
-        return Part(name, argv, files.logs / f"{name}.log", {**environ, **extra}, files.var)
+    def part(name: str, argv: tuple[str, ...], extra: Callable[[], Mapping[str, str]] = dict) -> Part:
+        return Part(name, argv, files.logs / f"{name}.log", lambda: {**environ, **extra()}, files.var)
 
     app = (sys.executable, str(REPOSITORY / "tools" / "example_app.py"), "--port", str(ports.app))
     parts = [PlannedPart(part("app", (*app, "--log", str(files.app_log))), lambda: _listens(ports.app))]
@@ -84,13 +84,17 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
         parts.append(PlannedPart(part("redis", _redis(settings)), lambda: _listens(ports.redis)))
     filter_argv = tuple(word.format(**words) for word in settings.filter_command)
     sockets = [files.socket(worker) for worker in range(FILTER_WORKERS)]
-    parts.append(PlannedPart(part("filter", filter_argv, **settings.environ), lambda: all(map(_accepts, sockets))))
+    parts.append(
+        PlannedPart(part("filter", filter_argv, lambda: settings.environ), lambda: all(map(_accepts, sockets)))
+    )
     if settings.admin_command:
         admin_argv = tuple(word.format(**words) for word in settings.admin_command)
         parts.append(
-            PlannedPart(part("admin", admin_argv, **settings.environ), lambda: _answers_200(ports.admin, "/readyz"))
+            PlannedPart(
+                part("admin", admin_argv, lambda: settings.environ), lambda: _answers_200(ports.admin, "/readyz")
+            )
         )
-    parts.append(PlannedPart(part("envoy", _envoy(settings), **_envoy_environ()), lambda: _envoy_ready(settings)))
+    parts.append(PlannedPart(part("envoy", _envoy(settings), _envoy_environ), lambda: _envoy_ready(settings)))
     if settings.edge == "b":
         names = {
             "SIGNET_EDGE_BIND": f"{LOOPBACK}:{ports.https}",
@@ -98,7 +102,7 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
             "SIGNET_EDGE_PIPE": str(files.run / "edge-b.sock"),
         }
         haproxy = ("haproxy", "-db", "-f", str(HAPROXY_CFG))
-        parts.append(PlannedPart(part("haproxy", haproxy, **names), lambda: _listens(ports.https)))
+        parts.append(PlannedPart(part("haproxy", haproxy, lambda: names), lambda: _listens(ports.https)))
     return parts
 
 
@@ -129,6 +133,7 @@ def _envoy(settings: StackSettings) -> tuple[str, ...]:
 
 
 def _envoy_environ() -> dict[str, str]:
+    """Where the module lies, and the edge's name: new at each start, since stream ids are unique only within one."""
     return {
         "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(TLS_MODULE.parent),
         "SIGNET_EDGE_INSTANCE": str(uuid.uuid4()),

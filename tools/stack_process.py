@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 RUN_ID_VARIABLE: Final = "STACK_RUN_ID"
 """Marks every process of one run, also those that a part starts itself."""
@@ -66,13 +66,18 @@ def _die_with_parent() -> None:
 
 
 class Part:
-    """One process of the stack, in a process group of its own. Owned by the supervising process's main thread."""
+    """One process of the stack, in a process group of its own. Owned by the supervising process's main thread.
 
-    def __init__(self, name: str, argv: Sequence[str], log: Path, environ: Mapping[str, str], cwd: Path) -> None:
+    `environ` is asked at each start: what must be new each time is.
+    """
+
+    def __init__(
+        self, name: str, argv: Sequence[str], log: Path, environ: Callable[[], Mapping[str, str]], cwd: Path
+    ) -> None:
         self.name = name
         self.log = log
         self._argv = list(argv)
-        self._environ = dict(environ)
+        self._environ = environ
         self._cwd = cwd
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -95,7 +100,7 @@ class Part:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=self._environ,
+                env=dict(self._environ()),
                 cwd=self._cwd,
                 process_group=0,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509

@@ -400,6 +400,10 @@ def test_edge_names_itself_and_each_stream_to_the_filter(edge: DoubleStack) -> N
     assert first["call"]["x-signet-edge-instance"] == second["call"]["x-signet-edge-instance"]
     assert re.fullmatch(r"[0-9a-f-]{36}", first["call"]["x-signet-edge-instance"])
     assert first["id"] != second["id"]
+    edge.stack.restart_part("envoy")
+    with edge.watch() as later:
+        edge.get("/a")
+    assert later.checks[0]["call"]["x-signet-edge-instance"] != first["call"]["x-signet-edge-instance"]
 
 
 def test_access_log_holds_no_query_and_no_header_but_says_what_happened(edge: DoubleStack) -> None:

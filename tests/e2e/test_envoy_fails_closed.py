@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import signal
 import time
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.e2e.stack_client import Answer, DoubleStack, double_stack
+from tools.stack_envoy import http_connection_manager
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -185,6 +187,36 @@ def test_answer_that_is_not_a_decision_lets_nothing_through(edge: DoubleStack, b
     refused_as_unavailable(answer)
     assert not seen.app
     assert time.monotonic() - began < 5
+
+
+def test_without_its_guards_the_same_edge_lets_all_of_it_through(tmp_path: Path) -> None:
+    """The twin: with these settings taken out, what the tests here and in test_envoy_config refuse reaches the app."""
+    with double_stack(tmp_path, upstream="http2") as open_edge:
+        config = open_edge.stack.files.envoy
+        document = json.loads(config.read_text())
+        manager = http_connection_manager(document["static_resources"]["listeners"][0])
+        guards = {"envoy.filters.http.rbac", "envoy.filters.http.header_mutation"}
+        manager["http_filters"] = [each for each in manager["http_filters"] if each["name"] not in guards]
+        del manager["early_header_mutation_extensions"]
+        manager["common_http_protocol_options"].pop("headers_with_underscores_action")
+        (host,) = manager["route_config"]["virtual_hosts"]
+        host["routes"] = [route for route in host["routes"] if "route" in route]
+        config.write_text(json.dumps(document))
+        open_edge.stack.restart_part("envoy")
+        for behaviour in ("empty", "no_status", "undecided", "wrongly_decided"):
+            open_edge.filter_will(behaviour)
+            with open_edge.watch() as seen:
+                assert open_edge.get("/protected").status == 200
+            assert len(seen.app) == 1
+        open_edge.filter_will("allow")
+        with open_edge.watch() as seen:
+            forged = [("x-original-url", "forged"), ("x_signet_subject", "forged"), ("early-data", "1")]
+            trailers = [("x-signet-subject", "forged")]
+            open_edge.http2("/a/../b", forged, method="POST", body=b"b", trailers=trailers)
+        (request,) = seen.app
+        assert request["target"] == "/a/../b"
+        assert [tuple(each) for each in request["headers"] if tuple(each) in forged] == forged
+        assert [tuple(each) for each in request["trailers"]] == trailers
 
 
 @pytest.mark.parametrize("path", ["/protected", "/public"])
