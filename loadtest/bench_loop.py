@@ -38,6 +38,8 @@ CONNECTIONS: Final = (1, 16)
 READY_TIMEOUT_S: Final = 30.0
 TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
+GUARD: Final = "envoy.filters.http.rbac"
+"""Asks for the receipt that only Signet's answers name; the alternatives run without it."""
 NOOP_WORKERS: Final = 2
 
 
@@ -100,9 +102,10 @@ def envoy_config(base: dict[str, Any], port: int, admin: int, sockets: list[str]
     listener = config["static_resources"]["listeners"][0]
     listener["address"]["socket_address"]["port_value"] = port
     http = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    left_out = {GUARD} if sockets else {GUARD, EXT_AUTHZ}
+    http["http_filters"] = [each for each in http["http_filters"] if each["name"] not in left_out]
+    _forget(http["route_config"], left_out)
     if sockets is None:
-        http["http_filters"] = [each for each in http["http_filters"] if each["name"] != EXT_AUTHZ]
-        _forget_ext_authz(http["route_config"])
         return config
     for cluster in config["static_resources"]["clusters"]:
         if cluster["name"] == "signet_filter":
@@ -112,16 +115,16 @@ def envoy_config(base: dict[str, Any], port: int, admin: int, sockets: list[str]
     return config
 
 
-def _forget_ext_authz(node: Any) -> None:
+def _forget(node: Any, filters: set[str]) -> None:
+    """Drop the routes' settings of filters that are not there."""
     if isinstance(node, dict):
-        per_filter = node.get("typed_per_filter_config")
-        if isinstance(per_filter, dict):
-            per_filter.pop(EXT_AUTHZ, None)
-        for value in node.values():
-            _forget_ext_authz(value)
+        for name in filters:
+            node.get("typed_per_filter_config", {}).pop(name, None)
+        for value in list(node.values()):
+            _forget(value, filters)
     elif isinstance(node, list):
         for value in node:
-            _forget_ext_authz(value)
+            _forget(value, filters)
 
 
 @contextlib.contextmanager
