@@ -130,8 +130,7 @@ class RedisNonceStore:
                     await self._next_batch()
                     backoff_s = MIN_BACKOFF_S
             except (RedisError, OSError, TimeoutError) as error:
-                # The type alone: the text of an error may quote an address or a user.
-                self._give_up(f"failed with {type(error).__name__}")
+                self._give_up(f"failed with {_cause(error)}")
             except Exception:
                 LOG.exception("the nonce store failed")
                 self._give_up("failed")
@@ -156,7 +155,9 @@ class RedisNonceStore:
         if not self._pending:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), PROBE_INTERVAL_S)
+                # Not wait_for: until Python 3.12 it can swallow a cancellation that comes with the event.
+                async with asyncio.timeout(PROBE_INTERVAL_S):
+                    await self._wake.wait()
         batch: list[_Pending] = []
         while self._pending and len(batch) < MAX_BATCH_SPENDS:
             each = self._pending.popleft()
@@ -178,11 +179,7 @@ class RedisNonceStore:
         arguments += (each.argument for each in batch)
         try:
             async with asyncio.timeout_at(deadline_s):
-                try:
-                    reply = await self._ask("EVALSHA", SPEND_SHA1, *arguments)
-                except NoScriptError:
-                    # Refused before it began, so this is no retry of a spend.
-                    reply = await self._ask("EVAL", SPEND_SCRIPT, *arguments)
+                reply = await self._evaluate(*arguments)
         except ReadOnlyError:
             # A master that became a replica: connecting again may find the new master.
             raise
@@ -202,6 +199,12 @@ class RedisNonceStore:
                 _fail(each, StaleChallenge("the challenge is older than the nonce store's contents"))
             else:
                 each.future.set_result(_RESULTS[code])
+
+    async def _evaluate(self, *arguments: bytes | int) -> Any:
+        with contextlib.suppress(NoScriptError):
+            return await self._ask("EVALSHA", SPEND_SHA1, *arguments)
+        # The server forgot the script and refused before it began, so this is no retry of a spend.
+        return await self._ask("EVAL", SPEND_SCRIPT, *arguments)
 
     async def _ask(self, *command: bytes | str | int) -> Any:
         await self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
@@ -223,6 +226,13 @@ class RedisNonceStore:
 def _fail(pending: _Pending, error: Exception) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)
+
+
+def _cause(error: BaseException) -> str:
+    """Name the error below those that the library wraps it in; its text may quote an address or a user."""
+    while (below := error.__cause__ or error.__context__) is not None and isinstance(below, RedisError | OSError):
+        error = below
+    return type(error).__name__
 
 
 def _explain(error: ResponseError) -> str:
