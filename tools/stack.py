@@ -45,6 +45,7 @@ UP_TIMEOUT_S: Final = 360.0
 """Above everything that starting may take: a first build of the TLS module, then each part."""
 SPAWN_TIMEOUT_S: Final = 30.0
 DOWN_TIMEOUT_S: Final = 60.0
+LEFTOVER_GRACE_S: Final = 5.0
 CONTROL_TIMEOUT_S: Final = 70.0
 
 
@@ -136,7 +137,11 @@ def up(settings: StackSettings, *, quiet: bool = False) -> dict[str, Any]:
         )
         if started.returncode != 0:
             raise StackError(lines.read().strip())
-        return _wait_ready(lines, settings.var, quiet=quiet)
+        try:
+            return _wait_ready(lines, settings.var, quiet=quiet)
+        except KeyboardInterrupt:
+            down(settings.var)
+            raise
 
 
 def _wait_ready(lines: TextIO, var: Path, *, quiet: bool) -> dict[str, Any]:
@@ -158,16 +163,17 @@ def _wait_ready(lines: TextIO, var: Path, *, quiet: bool) -> dict[str, Any]:
 
 def down(var: Path) -> bool:
     """Stop the stack of `var` and leave nothing of it running; tell whether one ran. Harmless when none does."""
+    files = StackFiles(var)
     try:
-        state = read_state(var)
-    except StackError:
+        owner = json.loads(files.supervisor.read_text())
+    except FileNotFoundError:
         return False
-    supervisor = ProcessIdentity(**state["supervisor"])
-    end(supervisor, DOWN_TIMEOUT_S)
+    end(ProcessIdentity(**owner["process"]), DOWN_TIMEOUT_S)
     # Whatever the supervising process could not end (it may have been killed) still carries the run's mark.
-    for process in processes_of_run(state["run_id"]):
-        end(process, 5.0)
-    StackFiles(var).state.unlink(missing_ok=True)
+    for process in processes_of_run(owner["run_id"]):
+        end(process, LEFTOVER_GRACE_S)
+    for path in (files.state, files.supervisor):
+        path.unlink(missing_ok=True)
     return True
 
 

@@ -154,6 +154,11 @@ class StackFiles:
         return self.run / "settings.json"
 
     @property
+    def supervisor(self) -> Path:
+        """Which process owns the stack, from its first moment on."""
+        return self.run / "supervisor.json"
+
+    @property
     def state(self) -> Path:
         """Where the running stack tells the world what it is."""
         return self.var / "stack.json"

@@ -65,6 +65,8 @@ class StackRun:
 
     def _start(self) -> None:
         began = time.monotonic()
+        owner = {"process": asdict(ProcessIdentity.of(os.getpid())), "run_id": self._run_id}
+        self._files.supervisor.write_text(json.dumps(owner))
         check_ports_free(self._settings)
         prepare(self._settings)
         os.environ[RUN_ID_VARIABLE] = self._run_id
@@ -163,14 +165,14 @@ class StackRun:
             "pids": {each.part.name: each.part.pid for each in self._parts if each.part.pid is not None},
             "logs": {each.part.name: str(each.part.log) for each in self._parts},
             "run_id": self._run_id,
-            "supervisor": asdict(ProcessIdentity.of(os.getpid())),
+            "supervisor": os.getpid(),
         }
 
     def _end(self) -> None:
         """End the parts, the edge first, so that nothing is let in while the rest goes."""
         for planned in reversed(self._parts):
             planned.part.stop(STOP_GRACE_S)
-        for path in (self._files.state, self._files.run / "control.sock"):
+        for path in (self._files.state, self._files.supervisor, self._files.run / "control.sock"):
             path.unlink(missing_ok=True)
         print("stopped", flush=True)
 

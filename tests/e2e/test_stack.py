@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +127,31 @@ def test_unknown_part_is_refused(var: Path) -> None:
 def test_killed_supervisor_leaves_nothing_running_after_down(var: Path) -> None:
     state = up(double(var), quiet=True)
     everything = list(processes_of_run(state["run_id"]))
-    os.kill(state["supervisor"]["pid"], signal.SIGKILL)
+    os.kill(state["supervisor"], signal.SIGKILL)
     assert down(var)
     assert not [each for each in everything if each.alive()]
     assert not is_running(var)
+
+
+def test_stack_that_is_still_starting_can_be_stopped(var: Path) -> None:
+    never_ready = StackSettings(
+        var, Ports.free(), filter_command=("{python}", "-c", "import time; time.sleep(60)"), admin_command=()
+    )
+    with ThreadPoolExecutor(1) as pool:
+        starting = pool.submit(up, never_ready, quiet=True)
+        deadline = time.monotonic() + 20
+        while "starting filter" not in _log(var):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert down(var)
+        with pytest.raises(StackError, match="told to stop"):
+            starting.result(20)
+    assert not is_running(var)
+
+
+def _log(var: Path) -> str:
+    log = var / "log" / "stack.log"
+    return log.read_text() if log.exists() else ""
 
 
 def test_process_that_took_over_a_pid_is_never_ended() -> None:
