@@ -1,7 +1,8 @@
 """Compare edge A with Envoy's own TLS on the same Envoy binary, interleaved: `python loadtest/bench_edge.py [--json]`.
 
-Two Envoys with one worker each, alike but for the transport socket (and the exporter filter that belongs to edge A), take
-turns under wrk (HTTP/1.1 keep-alive) and h2load (HTTP/2). The CPU time is the Envoy process's own, from /proc/PID/stat.
+Two Envoys with one worker each, alike but for the transport socket (and the exporter filter that belongs to edge A),
+take turns under wrk (HTTP/1.1 keep-alive) and h2load (HTTP/2). The CPU time is the Envoy process's own, from
+/proc/PID/stat.
 """
 
 from __future__ import annotations

@@ -159,14 +159,14 @@ class TlsClient:
         self.plain.close()
 
 
-def http1_client(port: int, **settings: bytes) -> TlsClient:
+def http1_client(port: int, suites: bytes | None = None) -> TlsClient:
     """Connect for HTTP/1.1."""
-    return TlsClient(port, client_context(alpn=(b"http/1.1",), **settings)).handshake()
+    return TlsClient(port, client_context(alpn=(b"http/1.1",), suites=suites)).handshake()
 
 
-def http2_client(port: int, **settings: bytes) -> Http2:
+def http2_client(port: int, suites: bytes | None = None) -> Http2:
     """Connect for HTTP/2."""
-    return Http2(TlsClient(port, client_context(alpn=(b"h2",), **settings)).handshake())
+    return Http2(TlsClient(port, client_context(alpn=(b"h2",), suites=suites)).handshake())
 
 
 @dataclass(slots=True)
@@ -243,7 +243,7 @@ class Http2:
             self._flush()
             for event in self._events():
                 if isinstance(event, h2.events.ResponseReceived):
-                    headers = dict(event.headers)
+                    headers = {str(name): str(value) for name, value in event.headers}
                     status = int(headers[":status"])
                 elif isinstance(event, h2.events.DataReceived):
                     chunks.append(event.data)
