@@ -12,6 +12,8 @@ import hmac
 import json
 import os
 import re
+import signal
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -157,7 +159,10 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> Starlette:
     """Build the ASGI application."""
     admin = AdminApp(config, store, token, now_ms)
-    return Starlette(routes=admin.routes(), exception_handlers={404: _not_found})
+    app = Starlette(routes=admin.routes(), exception_handlers={404: _not_found})
+    # A redirect would quote the Host that the client sent.
+    app.router.redirect_slashes = False
+    return app
 
 
 def _read_token(path: Path) -> bytes:
@@ -196,5 +201,12 @@ def run_admin(config_path: Path) -> int:
             server_header=False,
         )
     )
+    # uvicorn raises the signal that stopped it once more when all is closed: told to stop is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _exit)
     server.run()
     return 0
+
+
+def _exit(_number: int, _frame: object) -> None:
+    sys.exit(0)

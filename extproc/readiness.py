@@ -59,8 +59,9 @@ def _reported(status_path: Path, now_ms: int) -> dict[str, str]:
         status = json.loads(status_path.read_bytes())
         age_ms = now_ms - int(status["time_ms"])
         problems = {str(part): str(text) for part, text in dict(status["problems"]).items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, ArithmeticError, RecursionError):
         return {"status": "cannot be read"}
-    if age_ms > STATUS_STALE_AFTER_MS:
+    # Also one from the future: the clock was set back since.
+    if abs(age_ms) > STATUS_STALE_AFTER_MS:
         return {"status": f"is {age_ms} ms old"}
     return problems

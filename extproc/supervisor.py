@@ -102,7 +102,8 @@ class Supervisor:
         lived_s = now_s - slot.started_s
         slot.backoff_s = MIN_BACKOFF_S if lived_s > STEADY_AFTER_S else min(slot.backoff_s * 2, MAX_BACKOFF_S)
         slot.restart_at_s = now_s + slot.backoff_s
-        LOG.error("worker %d ended with %d after %.1f s, starting again", slot.index, status, lived_s)
+        message = "worker %d ended with %d after %.1f s, starting again in %.1f s"
+        LOG.error(message, slot.index, status, lived_s, slot.backoff_s)
 
     @staticmethod
     def _signal_all(slots: list[_Slot], number: signal.Signals) -> None:

@@ -1,0 +1,139 @@
+"""The command line: what it accepts, what it prints, what it ends with."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from extproc.__main__ import EXIT_FAILED, EXIT_OK, EXIT_UNUSABLE, JsonFormatter, main
+from tests.support.filter_process import FilterFolder, filter_folder
+
+GOOD = '[[route]]\nname = "all"\npath = "/**"\n'
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """`main` takes over the root logger; give it back."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def config(folder: Path, text: str = GOOD) -> str:
+    path = folder / "filter.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_check_says_that_a_configuration_is_valid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", config(tmp_path)]) == EXIT_OK
+    printed = capsys.readouterr().out
+    assert printed.startswith("valid: 1 routes, digest ")
+    assert len(printed.split()[-1]) == 64
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "at least one [[route]]"),
+        (GOOD + "[filter]\nsurprise = 1\n", "surprise"),
+        ('[nonce_store]\nkind = "memory"\n' + GOOD, "nonce_store.kind"),
+        ('[admin]\nhost = "0.0.0.0"\n' + GOOD, "admin.host"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "serve", "admin", "worker"])
+def test_bad_configuration_is_named_and_starts_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, text: str, said: str
+) -> None:
+    extra = ["--index", "0"] if command == "worker" else []
+    assert main([command, "--config", config(tmp_path, text), *extra]) == EXIT_UNUSABLE
+    printed = capsys.readouterr().err
+    assert printed.startswith("configuration: ")
+    assert said in printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filter.toml"]
+
+
+def test_environment_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(["check", "--config", config(tmp_path)])
+    monkeypatch.setenv("SIGNET_FILTER_REALM", "other")
+    main(["check", "--config", config(tmp_path)])
+    first, second = capsys.readouterr().out.splitlines()
+    assert first != second
+    monkeypatch.setenv("SIGNET_FILTER_WORKERS", "0")
+    assert main(["check", "--config", config(tmp_path)]) == EXIT_UNUSABLE
+
+
+def test_admin_without_its_store_fails_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "receipts.sqlite3").write_text("this is no database" * 100)
+    assert main(["admin", "--config", config(tmp_path)]) == EXIT_FAILED
+    assert capsys.readouterr().err.startswith("receipts: ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["serve"], ["worker", "--config", "x"], ["nonsense"], ["check", "--config", "x", "--surprise"], ["clients"]],
+)
+def test_unusable_arguments_end_with_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == EXIT_UNUSABLE
+    assert "usage: python -m extproc" in capsys.readouterr().err
+
+
+def test_real_process_ends_with_the_same_status() -> None:
+    with filter_folder() as folder:
+        assert folder.start("check").wait(15) == EXIT_OK
+        folder.config.write_text("")
+        assert folder.start("check").wait(15) == EXIT_UNUSABLE
+        assert "configuration: " in folder.logged()
+
+
+def test_served_process_logs_one_json_object_a_line(served_log: FilterFolder) -> None:
+    lines = [json.loads(line) for line in served_log.logged().splitlines()]
+    assert any(line["message"].startswith("worker 0 serves") for line in lines)
+    assert all(set(line) >= {"time", "level", "logger", "message"} for line in lines)
+
+
+@pytest.fixture
+def served_log() -> Iterator[FilterFolder]:
+    with filter_folder(workers=1) as folder:
+        process = folder.start("serve")
+        folder.pid()
+        process.terminate()
+        assert process.wait(15) == EXIT_OK
+        yield folder
+
+
+def record(message: str, *arguments: object, exc_info: object = None) -> logging.LogRecord:
+    return logging.LogRecord("signet.test", logging.ERROR, "x.py", 1, message, arguments, exc_info)  # type: ignore[arg-type]
+
+
+def test_log_line_is_one_line_whatever_it_says() -> None:
+    made = record("a\nb %s", '"c"\u2028\r\n{')
+    made.created, made.msecs = 1_790_000_000.25, 250.0
+    text = JsonFormatter().format(made)
+    assert len(text.splitlines()) == 1
+    assert json.loads(text) == {
+        "time": "2026-09-21T14:13:20.250Z",
+        "level": "error",
+        "logger": "signet.test",
+        "message": 'a\nb "c"\u2028\r\n{',
+    }
+
+
+def test_traceback_is_a_member_of_its_own() -> None:
+    try:
+        raise ValueError("why")
+    except ValueError as error:
+        made = record("failed", exc_info=(ValueError, error, error.__traceback__))
+    line = json.loads(JsonFormatter().format(made))
+    assert line["message"] == "failed"
+    assert line["trace"].endswith("ValueError: why")

@@ -1,0 +1,121 @@
+"""The real supervisor and its workers: starting again, reloading, stopping, and what is left when it dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from extproc.supervisor import MIN_BACKOFF_S
+from tests.support.check_calls import FilterCalls, reason_of
+from tests.support.filter_process import FilterFolder, filter_folder, running, until
+
+
+@pytest.fixture
+def served() -> Iterator[FilterFolder]:
+    with filter_folder(drain_timeout_s=1) as folder:
+        folder.start("serve")
+        folder.pid(0)
+        folder.pid(1)
+        yield folder
+
+
+def new_pid(folder: FilterFolder, old: int, index: int = 0) -> int:
+    until(lambda: folder.status(index).get("pid", old) != old, f"worker {index} runs again; log:\n{folder.logged()}")
+    return int(folder.status(index)["pid"])
+
+
+def log_lines(folder: FilterFolder, text: str) -> list[float]:
+    lines = (json.loads(line) for line in folder.logged().splitlines() if line.startswith("{"))
+    return [datetime.fromisoformat(line["time"]).timestamp() for line in lines if text in line["message"]]
+
+
+def test_runs_the_configured_workers_and_stops_them_all(served: FilterFolder) -> None:
+    pids = [served.pid(0), served.pid(1)]
+    assert len({*pids, served.processes[0].pid}) == 3
+    for index in (0, 1):
+        with FilterCalls(served.socket(index)) as calls:
+            assert reason_of(served.pass_once(calls)) == "allowed"
+    served.processes[0].terminate()
+    assert served.processes[0].wait(15) == 0
+    assert not any(running(pid) for pid in pids)
+    assert not list((served.folder / "run").glob("*.sock"))
+
+
+def test_killed_worker_comes_back_and_the_other_one_goes_on(served: FilterFolder) -> None:
+    victim, other = served.pid(0), served.pid(1)
+    os.kill(victim, signal.SIGKILL)
+    with FilterCalls(served.socket(1)) as calls:
+        assert reason_of(served.pass_once(calls)) == "allowed"
+    assert new_pid(served, victim) != victim
+    with FilterCalls(served.socket(0)) as calls:
+        assert reason_of(served.pass_once(calls)) == "allowed"
+    assert served.pid(1) == other
+    served.wait_logged("worker 0 ended with -9")
+
+
+def test_worker_that_cannot_start_is_tried_again_more_and_more_rarely(served: FilterFolder) -> None:
+    served.config.write_text("[[route")
+    os.kill(served.pid(0), signal.SIGKILL)
+    for number in (2, 4):
+        served.wait_logged(f"starting again in {number * MIN_BACKOFF_S:.1f} s")
+    first, second = (log_lines(served, f"in {number * MIN_BACKOFF_S:.1f} s")[0] for number in (2, 4))
+    assert second - first >= 2 * MIN_BACKOFF_S
+    with FilterCalls(served.socket(1)) as calls:
+        assert reason_of(served.pass_once(calls)) == "allowed", "the other one still has the good configuration"
+    served.config.write_text(served.config_text)
+    until(lambda: running(int(served.status(0)["pid"])), "worker 0 runs again")
+    assert served.processes[0].poll() is None
+
+
+def test_reload_reaches_every_worker_also_one_that_is_just_starting(served: FilterFolder) -> None:
+    victim = served.pid(0)
+    os.kill(victim, signal.SIGKILL)
+    until(lambda: not running(victim), "the worker is dead")
+    served.config.write_text(served.config_text + '\n[[route]]\nname = "late"\npath = "/late"\nguard = "open"\n')
+    for _ in range(3):
+        served.processes[0].send_signal(signal.SIGHUP)
+        served.wait_logged("configuration reloaded")
+    new_pid(served, victim)
+    for index in (0, 1):
+        with FilterCalls(served.socket(index)) as calls:
+            until(lambda: reason_of(served.ask(calls, "/late")) == "allowed", "the new route is in force")
+    assert len(log_lines(served, "starting again")) == 1, "no worker was ended by a reload"
+
+
+def test_hung_worker_is_killed_when_it_does_not_drain(served: FilterFolder) -> None:
+    hung = served.pid(0)
+    os.kill(hung, signal.SIGSTOP)
+    served.processes[0].terminate()
+    assert served.processes[0].wait(20) == 0
+    served.wait_logged("worker 0 did not drain in time and is killed")
+    assert not running(hung)
+
+
+def test_killed_supervisor_takes_its_workers_with_it_and_a_new_one_takes_over(served: FilterFolder) -> None:
+    pids = [served.pid(0), served.pid(1)]
+    served.processes[0].kill()
+    served.processes[0].wait()
+    again = served.start("serve")
+    served.wait_logged("worker 0 drains")
+    until(lambda: not any(running(pid) for pid in pids), "the old workers ended")
+    for index in (0, 1):
+        new_pid(served, pids[index], index)
+        with FilterCalls(served.socket(index)) as calls:
+            assert reason_of(served.pass_once(calls)) == "allowed"
+    again.send_signal(signal.SIGINT)
+    assert again.wait(15) == 0
+
+
+def test_leftover_metrics_of_an_earlier_run_are_dropped() -> None:
+    with filter_folder(workers=1) as folder:
+        stale = folder.folder / "run" / "metrics" / "counter_1.db"
+        stale.parent.mkdir()
+        stale.write_bytes(b"left")
+        folder.start("serve")
+        folder.pid()
+        assert not stale.exists()
