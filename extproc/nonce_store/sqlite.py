@@ -206,11 +206,10 @@ class _Database:
 
     def _create_file(self) -> tuple[int, int]:
         """Make sure that the file is there and ours alone; gives its device and inode."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            status = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
+        # Only when absent: closing any descriptor of a file drops this process's POSIX locks on it.
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        status = self._path.stat()
         if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
             raise self._failed("must be a regular file of mode 0600")
         return status.st_dev, status.st_ino

@@ -9,6 +9,7 @@ import os
 import signal
 import sqlite3
 import stat
+import threading
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -280,7 +281,7 @@ async def test_a_full_disk_is_unavailable_and_writes_nothing(path: Path) -> None
 async def test_a_file_that_cannot_be_opened_is_unavailable_until_it_can(path: Path) -> None:
     path.mkdir()
     async with running(path) as store:
-        with pytest.raises(StoreUnavailable, match="cannot be opened"):
+        with pytest.raises(StoreUnavailable, match="must be a regular file"):
             await store.spend(nonce(), token(), NOW_MS, NOW_MS)
         path.rmdir()
         assert await store.spend(nonce(), token(), NOW_MS, NOW_MS) is SpendResult.FRESH
@@ -322,15 +323,23 @@ async def test_expired_rows_are_dropped_and_a_clock_that_steps_back_finds_their_
 
 async def test_more_waiting_spends_than_the_bound_are_refused_at_once(path: Path) -> None:
     async with running(path, max_pending=4) as store:
-        await store.spend(nonce(), token(), NOW_MS, NOW_MS)
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as locker:
-            locker.execute("BEGIN EXCLUSIVE")
-            tasks = [asyncio.ensure_future(store.spend(nonce(n), token(), NOW_MS, NOW_MS)) for n in range(1, 21)]
-            refused, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            locker.execute("ROLLBACK")
-        assert all(isinstance(task.exception(), StoreUnavailable) for task in refused)
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert 4 <= results.count(SpendResult.FRESH) <= 20 - len(refused)
+        database, entered, go_on = store._database, threading.Event(), threading.Event()
+        spend_all = database._spend_all
+
+        def hold(connection: sqlite3.Connection, batch: Any) -> Any:
+            entered.set()
+            assert go_on.wait(30)
+            return spend_all(connection, batch)
+
+        database._spend_all = hold  # type: ignore[method-assign]
+        held = asyncio.ensure_future(store.spend(nonce(), token(), NOW_MS, NOW_MS))
+        await asyncio.to_thread(entered.wait, 30)
+        tasks = [asyncio.ensure_future(store.spend(nonce(n), token(), NOW_MS, NOW_MS)) for n in range(1, 11)]
+        refused, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        assert [isinstance(task.exception(), StoreUnavailable) for task in refused] == [True] * 6
+        go_on.set()
+        results = await asyncio.gather(held, *tasks, return_exceptions=True)
+        assert results.count(SpendResult.FRESH) == 5
 
 
 def test_the_boot_id_is_told_or_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
