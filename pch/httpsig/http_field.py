@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from pch.httpsig.errors import ComponentError, HttpSigError
 from pch.httpsig.structured_field import parse, serialise, serialise_byte_sequence
@@ -37,6 +38,9 @@ STRUCTURED_FIELD_KINDS: Final = {
     "want-repr-digest": "dictionary",
 }
 """Fields whose structured type is known, which `sf` requires (RFC 9421 §2.1.1)."""
+
+MAX_PARSED_DICTIONARIES: Final = 8
+"""Parsed fields kept, each of at most MAX_STRUCTURED_BYTES: 32 covered members cost one parse, not 32."""
 
 # obs-fold, other control characters and non-ASCII have more than one reading on the way (PCH §3).
 _FIELD_VALUE: Final = re.compile(rb"[\x20-\x7e\t]*")
@@ -87,11 +91,17 @@ def _strict(joined: bytes, name: str) -> str:
     return serialise(parse(joined, kind))
 
 
+@lru_cache(maxsize=MAX_PARSED_DICTIONARIES)
+def _parsed_dictionary(joined: bytes) -> Any:
+    """Parse a dictionary once for all the members that one signature covers; nothing changes what this gives."""
+    return parse(joined, "dictionary")
+
+
 def _dictionary_member(joined: bytes, name: str, key: str) -> str:
     """Serialise one member of a dictionary, RFC 9421 §2.1.2 (`key`)."""
     if STRUCTURED_FIELD_KINDS.get(name, "dictionary") != "dictionary":
         raise ComponentError("covered field is not a dictionary")
-    dictionary = parse(joined, "dictionary")
+    dictionary = _parsed_dictionary(joined)
     if key not in dictionary:
         raise ComponentError("covered dictionary member is absent")
     # A list of one is serialised as its one member, item or inner list, also when that is the Boolean true.
