@@ -32,9 +32,11 @@ from tests.e2e.edge_envoy import (
 )
 
 EDGES = ("native", "edge")
+Report = dict[str, list[dict[str, float]]]
 WRK_UNITS_MS = {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}
 H2_REQUESTS_PER_SECOND_GUESS = 8000
-HANDSHAKES = 1500
+HANDSHAKES = 800
+LOADS = (("h1", 1), ("h1", 16), ("h2", 1), ("h2", 16), ("handshake", 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,26 @@ def _round(envoy: EnvoyProcess, load: str, connections: int, seconds: float) -> 
         requests, rate, p50, p99 = _h2load(port, connections, int(H2_REQUESTS_PER_SECOND_GUESS * seconds))
     else:
         # As many connections as requests: the cost of one is almost all handshake.
-        requests, rate, p50, p99 = _h2load(port, HANDSHAKES, HANDSHAKES, "--h1", "--rate=500", "--rate-period=1")
+        requests, rate, p50, p99 = _h2load(port, HANDSHAKES, HANDSHAKES, "--h1", "--rate=400", "--rate-period=1")
     return Sample(rate, p50, p99, (envoy.cpu_seconds() - before) / requests * 1e6)
 
 
-def _median(samples: list[Sample]) -> Sample:
-    rows = [asdict(sample) for sample in samples]
-    return Sample(**{name: statistics.median(row[name] for row in rows) for name in rows[0]})
+def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def _compare(envoys: dict[str, EnvoyProcess], load: str, connections: int, rounds: int, seconds: float) -> Report:
+    """Let both edges take turns; the ratio is the median over the rounds of edge A's figure to native's beside it."""
+    rows: Report = {name: [] for name in (*EDGES, "ratio")}
+    for index in range(rounds + 1):
+        pair = {}
+        for name in EDGES if index % 2 else reversed(EDGES):
+            pair[name] = asdict(_round(envoys[name], load, connections, seconds))
+        if index:  # the first round warms up
+            for name in EDGES:
+                rows[name].append(pair[name])
+            rows["ratio"].append({key: pair["edge"][key] / pair["native"][key] for key in pair["edge"]})
+    return rows
 
 
 def _start(folder: Path, name: str, modules: Path, files: CertificateFiles) -> EnvoyProcess:
@@ -120,17 +135,10 @@ def run(rounds: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
         try:
             for name in EDGES:
                 envoys[name] = _start(Path(folder), name, modules, files)
-            for load, connections in (("h1", 1), ("h1", 16), ("h2", 1), ("h2", 16), ("handshake", 0)):
-                samples: dict[str, list[Sample]] = {name: [] for name in EDGES}
-                for index in range(rounds + 1):
-                    for name in EDGES if index % 2 else reversed(EDGES):
-                        sample = _round(envoys[name], load, connections, seconds if index else seconds / 4)
-                        if index:  # the first round warms up
-                            samples[name].append(sample)
-                medians = {name: _median(samples[name]) for name in EDGES}
-                row = {name: asdict(medians[name]) for name in EDGES}
-                row["ratio"] = {key: row["edge"][key] / row["native"][key] for key in row["edge"]}
-                report[f"{load} x{connections}" if connections else load] = row
+            for load, connections in LOADS:
+                rows = _compare(envoys, load, connections, rounds, seconds)
+                title = f"{load} x{connections}" if connections else load
+                report[title] = {name: _medians(rows[name]) for name in rows}
         finally:
             for envoy in envoys.values():
                 envoy.stop()
@@ -140,7 +148,7 @@ def run(rounds: int, seconds: float) -> dict[str, dict[str, dict[str, float]]]:
 def main() -> int:
     """Run the comparison and print it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one round")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
