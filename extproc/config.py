@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from extproc.config_fields import (
     ConfigError,
-    SettingError,
     digestible,
     kinds_of,
     printable,
     read_values,
     resolve_paths,
 )
+from extproc.config_kinds import SettingError
 from extproc.config_sections import (
     SECTIONS,
     AdminSection,
@@ -149,9 +149,7 @@ def _read_routes(path: Path, tables: object) -> list[dict[str, Any]]:
 
 
 def _digest(values: Mapping[str, Mapping[str, Any]], routes: list[dict[str, Any]]) -> str:
-    effective: dict[str, Any] = {
-        name: digestible(kinds_of(SECTIONS[name]), each) for name, each in values.items()
-    }
+    effective: dict[str, Any] = {name: digestible(kinds_of(SECTIONS[name]), each) for name, each in values.items()}
     effective["route"] = routes
     # All keys are ASCII names and all numbers small integers: this is RFC 8785 form.
     text = json.dumps(effective, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -168,9 +166,7 @@ def _check_together(config: FilterConfig) -> None:
         )
     longest = os.fsencode(config.filter.socket_dir / f"signet-{config.filter.workers - 1}.sock")
     if len(longest) > MAX_SOCKET_PATH_BYTES:
-        raise ConfigError(
-            f"{path}: filter.socket_dir: makes a socket path over {MAX_SOCKET_PATH_BYTES} bytes"
-        )
+        raise ConfigError(f"{path}: filter.socket_dir: makes a socket path over {MAX_SOCKET_PATH_BYTES} bytes")
     _check_admin(path, config.admin)
 
 
@@ -182,6 +178,4 @@ def _check_admin(path: Path, admin: AdminSection) -> None:
     except ValueError as error:
         raise ConfigError(f'{path}: admin.host: must be an IP address or "localhost"') from error
     if not loopback and (admin.tls_cert is None or admin.bearer_token_file is None):
-        raise ConfigError(
-            f"{path}: admin.host: other than loopback needs tls_cert, tls_key and bearer_token_file"
-        )
+        raise ConfigError(f"{path}: admin.host: other than loopback needs tls_cert, tls_key and bearer_token_file")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from extproc.config_fields import Choice, FileMode, FilePath, Number, Text, Url, rule
+from extproc.config_fields import rule
+from extproc.config_kinds import Choice, FileMode, FilePath, Number, Text, Url
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,7 @@ class FilterSection:
     max_inflight_requests: int = field(default=1024, metadata=rule(Number(1, 65_536, "requests per worker")))
     drain_timeout_s: int = field(default=10, metadata=rule(Number(1, 300, "seconds")))
     retry_after_s: int = field(default=1, metadata=rule(Number(1, 3600, "seconds")))
-    max_header_bytes: int = field(
-        default=49_152, metadata=rule(Number(1024, 49_152, "bytes; PCH §6 caps it at 49152"))
-    )
+    max_header_bytes: int = field(default=49_152, metadata=rule(Number(1024, 49_152, "bytes; PCH §6 caps it at 49152")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +34,7 @@ class NonceStoreSection:
 
     kind: str = field(default="sqlite", metadata=rule(Choice(("memory", "sqlite", "redis"))))
     path: Path = field(default=Path("nonces.sqlite3"), metadata=rule(FilePath()))
-    url: str = field(
-        default="redis://127.0.0.1:6379/0", repr=False, metadata=rule(Url(("redis", "rediss", "unix")))
-    )
+    url: str = field(default="redis://127.0.0.1:6379/0", repr=False, metadata=rule(Url(("redis", "rediss", "unix"))))
     timeout_ms: int = field(default=250, metadata=rule(Number(1, 10_000, "milliseconds")))
     max_entries: int = field(default=1_000_000, metadata=rule(Number(1, 100_000_000, "entries")))
     max_pending: int = field(default=4096, metadata=rule(Number(1, 65_536, "spends per worker")))

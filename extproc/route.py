@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from extproc.config_fields import Choice, Flag, Items, Number, Parsed, Text, rule
+from extproc.config_fields import rule
+from extproc.config_kinds import Choice, Flag, Items, Number, Parsed, Text
 from extproc.route_pattern import HostPattern, compile_path, parse_authority, parse_host
 from extproc.subject import check_subject
 from pch.algorithms import ALGORITHMS
@@ -44,9 +45,7 @@ class Route:
     """
 
     name: str = field(
-        metadata=rule(
-            Text(r"[a-z0-9][a-z0-9_-]{0,63}", "1 to 64 of a-z 0-9 - _, starting with a letter or digit")
-        )
+        metadata=rule(Text(r"[a-z0-9][a-z0-9_-]{0,63}", "1 to 64 of a-z 0-9 - _, starting with a letter or digit"))
     )
     path: str = field(metadata=rule(Parsed(compile_path)))
     hosts: tuple[str, ...] = field(default=("*",), metadata=rule(Items(parse_host, 1, 64)))
@@ -79,9 +78,7 @@ class RouteTable:
     __slots__ = ("_compiled",)
 
     def __init__(self, routes: Sequence[Route]) -> None:
-        self._compiled: Final[tuple[_CompiledRoute, ...]] = tuple(
-            _CompiledRoute.of(route) for route in routes
-        )
+        self._compiled: Final[tuple[_CompiledRoute, ...]] = tuple(_CompiledRoute.of(route) for route in routes)
 
     def match(self, host: str, path: str, method: str) -> Route:
         """Find the route of a request, PCH §4 step 1: the first that matches.

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from extproc.config import MAX_CONFIG_BYTES, MAX_SOCKET_PATH_BYTES, FilterConfig, load_config
-from extproc.config_fields import ConfigError, Number, kinds_of
+from extproc.config_fields import ConfigError, kinds_of
+from extproc.config_kinds import Number
 from extproc.config_sections import SECTIONS
 from extproc.route import MAX_ROUTES, Route
 
