@@ -18,9 +18,10 @@ import h2.exceptions
 
 from tools.stack import Stack
 from tools.stack_config import Ports, StackSettings
+from tools.stack_envoy import http_connection_manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 TIMEOUT_S = 10.0
 AUTHZ = Path(__file__).with_name("stack_authz.py")
@@ -215,3 +216,22 @@ def double_stack(var: Path, **settings: Any) -> Iterator[DoubleStack]:
     command = ("{python}", str(AUTHZ), "{var}")
     with Stack(StackSettings(var, Ports.free(), filter_command=command, admin_command=(), **settings)) as stack:
         yield DoubleStack(stack)
+
+
+def change(edge: DoubleStack, how: Callable[[dict[str, Any]], None]) -> None:
+    """Restart Envoy with one thing changed in what envoy.yaml says."""
+    config = edge.stack.files.envoy
+    document = json.loads(config.read_text())
+    how(document)
+    config.write_text(json.dumps(document))
+    edge.stack.restart_part("envoy")
+
+
+def manager_of(document: dict[str, Any]) -> dict[str, Any]:
+    return http_connection_manager(document["static_resources"]["listeners"][0])
+
+
+def to_app(document: dict[str, Any], **settings: Any) -> None:
+    """Change every route that leads to the app."""
+    for route in manager_of(document)["route_config"]["virtual_hosts"][0]["routes"]:
+        route.get("route", {}).update(settings)

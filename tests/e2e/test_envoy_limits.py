@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socket
 import threading
 import time
@@ -11,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.stack_client import TIMEOUT_S, DoubleStack, double_stack
-from tools.stack_envoy import http_connection_manager
+from tests.e2e.stack_client import TIMEOUT_S, DoubleStack, change, double_stack, manager_of, to_app
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.e2e
@@ -25,25 +23,6 @@ pytestmark = pytest.mark.e2e
 def edge(tmp_path: Path) -> Iterator[DoubleStack]:
     with double_stack(tmp_path) as double:
         yield double
-
-
-def change(edge: DoubleStack, how: Callable[[dict[str, Any]], None]) -> None:
-    """Restart Envoy with one thing changed in what envoy.yaml says."""
-    config = edge.stack.files.envoy
-    document = json.loads(config.read_text())
-    how(document)
-    config.write_text(json.dumps(document))
-    edge.stack.restart_part("envoy")
-
-
-def manager_of(document: dict[str, Any]) -> dict[str, Any]:
-    return http_connection_manager(document["static_resources"]["listeners"][0])
-
-
-def to_app(document: dict[str, Any], **settings: str) -> None:
-    """Change every route that leads to the app."""
-    for route in manager_of(document)["route_config"]["virtual_hosts"][0]["routes"]:
-        route.get("route", {}).update(settings)
 
 
 def test_app_that_is_late_is_504_with_a_reason(edge: DoubleStack) -> None:
