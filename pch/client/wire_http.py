@@ -88,9 +88,15 @@ def meaning_of_errors() -> Iterator[None]:
     except (httpcore.TimeoutException, TimeoutError) as error:
         raise TimedOut("the request's time is used up") from error
     except httpcore.RemoteProtocolError as error:
-        cause = error.args[0] if error.args else None
-        if isinstance(cause, h2.events.StreamReset) and cause.error_code == h2.errors.ErrorCodes.REFUSED_STREAM:
-            raise NotSent("the server refused the stream unprocessed") from error
+        if _is_unprocessed(error.args[0] if error.args else None):
+            raise NotSent("the server says that it did not process the request") from error
         raise ConnectionLost("the connection ended before the whole answer arrived") from error
     except (httpcore.NetworkError, httpcore.ProtocolError, h2.exceptions.H2Error, OSError) as error:
         raise ConnectionLost("the connection ended before the whole answer arrived") from error
+
+
+def _is_unprocessed(event: object) -> bool:
+    """Tell whether an HTTP/2 event excludes that the server acted on the request (RFC 9113 §6.8, §8.7)."""
+    if isinstance(event, h2.events.StreamReset):
+        return event.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+    return isinstance(event, h2.events.ConnectionTerminated) and event.last_stream_id == 0

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import uvloop
+
 from pch.client import AsyncClient, Client, Response
 from tests.e2e.client_certificates import TestCa, make_ca
 from tests.e2e.client_server import TestServer
@@ -18,11 +20,12 @@ TIMEOUT_S = 15.0
 
 
 class AnyClient:
-    """A `Client`, or an `AsyncClient` on its own loop."""
+    """A `Client`, or an `AsyncClient` on its own loop of the asyncio or uvloop kind."""
 
     def __init__(self, kind: str, **settings: Any) -> None:
         settings = {"timeout_s": TIMEOUT_S} | settings
-        self._runner = asyncio.Runner() if kind == "async" else None
+        factories = {"async": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+        self._runner = asyncio.Runner(loop_factory=factories[kind]) if kind in factories else None
         self._client: Any = AsyncClient(**settings) if self._runner else Client(**settings)
 
     def request(self, method: str, url: str, **parts: Any) -> Response:

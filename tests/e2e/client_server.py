@@ -212,6 +212,13 @@ class _Http2:
         reply = self.server.verifier.answer(self.number, "2", self.binding, message, bytes(self.bodies[stream]))
         if reply.drop:
             return False
+        if reply.goaway_after is not None:
+            self.state.close_connection(last_stream_id=reply.goaway_after)
+            self.connection.sendall(self.state.data_to_send())
+            return False
+        if reply.reset is not None:
+            self.state.reset_stream(stream, reply.reset)
+            return True
         headers = [(name, value) for name, value in reply.headers if name != b"connection"]
         self.state.send_headers(stream, [(b":status", str(reply.status).encode()), *headers])
         self.outgoing[stream] = b"" if message.method == "HEAD" else reply.body

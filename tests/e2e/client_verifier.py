@@ -45,6 +45,8 @@ class Reply:
     body: bytes = b""
     close: bool = False
     drop: bool = False
+    reset: int | None = None
+    goaway_after: int | None = None
 
 
 @dataclass

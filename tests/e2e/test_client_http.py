@@ -230,7 +230,7 @@ def test_plain_http_only_without_binding(bench: Bench, kind: str, http2: bool) -
         with bench.client(kind, binding="none", http2=http2) as client:
             assert [client.get(server.url()).status for _ in range(2)] == [200, 200]
             server.kill_connections()
-            assert client.request("POST", server.url(), content=b"x").status == 200
+            assert client.request("PUT", server.url(), content=b"x").status == 200
         with bench.client(kind) as client, pytest.raises(InvalidRequest):
             client.get(server.url())
 
