@@ -21,7 +21,7 @@ from tests.support.filter_parts import KeyPair, signed_message
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 POLL_S = 0.02
 CONFIG = """
 [filter]
