@@ -147,6 +147,4 @@ def _sync_folder(folder: Path) -> None:
 def _identity(status: os.stat_result) -> FileIdentity:
     # The machine's own clock: the file system stamped the file with it.
     settled = abs(time.time_ns() - status.st_mtime_ns) > SETTLED_NS
-    return FileIdentity(
-        status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, settled
-    )
+    return FileIdentity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, settled)

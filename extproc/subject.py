@@ -13,7 +13,5 @@ _SUBJECT: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@:+/-]{0,127}")
 def check_subject(text: str) -> Subject:
     """Accept a subject: 1 to 128 ASCII characters that are safe in a header field. Raises ValueError."""
     if not _SUBJECT.fullmatch(text):
-        raise ValueError(
-            "must be a subject: 1 to 128 of A-Z a-z 0-9 . _ @ : + / -, starting with a letter or digit"
-        )
+        raise ValueError("must be a subject: 1 to 128 of A-Z a-z 0-9 . _ @ : + / -, starting with a letter or digit")
     return Subject(text)
