@@ -181,6 +181,26 @@ async def test_too_many_origins_in_use_are_refused_to_tasks(bench: Bench, monkey
             assert (await client.get(other.url())).status == 200
 
 
+async def test_every_method_has_its_call(bench: Bench) -> None:
+    with bench.server() as server:
+        url, changing = server.url("/protected?a=1"), ("post", "put", "patch")
+        async with async_client(bench) as client:
+            for name in ("get", "head", "options", "delete", *changing):
+                parts = {"content": "x"} if name in changing else {}
+                response = await getattr(client, name)(url, headers={"x-a": "b"}, params={"c": 2}, **parts)
+                assert response.status == 200
+        with Client(key=bench.key, verify=bench.ca.path) as blocking:
+            for name in ("get", "head", "options", "delete", *changing):
+                parts = {"content": "x"} if name in changing else {}
+                response = getattr(blocking, name)(url, headers={"x-a": "b"}, params={"c": 2}, **parts)
+                assert response.status == 200
+        passed = [each for each in server.verifier.received if each.status == 200]
+        methods = ["GET", "HEAD", "OPTIONS", "DELETE", "POST", "PUT", "PATCH"]
+        assert [each.message.method for each in passed] == methods * 2
+        assert {each.message.target for each in passed} == {"/protected?a=1&c=2"}
+        assert [each.body for each in passed] == [b"", b"", b"", b"", b"x", b"x", b"x"] * 2
+
+
 async def test_refused_connection_frees_its_place(bench: Bench) -> None:
     async with async_client(bench, max_connections_per_origin=1) as client:
         for _ in range(3):
