@@ -1,4 +1,4 @@
-"""`python -m extproc`: serve, admin, clients."""
+"""`python -m extproc`: serve, admin, check, clients, rotate-sealing-key."""
 
 from __future__ import annotations
 
@@ -58,6 +58,17 @@ def _admin(args: argparse.Namespace) -> int:
     return run_admin(args.config)
 
 
+def _rotate(args: argparse.Namespace) -> int:
+    from extproc.config import load_config
+    from extproc.sealing_keys import rotate
+    from extproc.worker import now_ms
+
+    config = load_config(args.config, os.environ)
+    epoch = rotate(config.sealing.path, now_ms, config.filter.max_age_s)
+    sys.stdout.write(f"sealing with epoch {epoch}; the former one opens challenges for {config.filter.max_age_s} s\n")
+    return EXIT_OK
+
+
 def _check(args: argparse.Namespace) -> int:
     from extproc.config import load_config
 
@@ -76,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         ("serve", _serve, "run the filter workers"),
         ("admin", _admin, "run the admin HTTP server"),
         ("check", _check, "validate the configuration and exit"),
+        ("rotate-sealing-key", _rotate, "seal challenges with a fresh key; running workers take it up"),
         ("worker", _worker, "run one worker in the foreground (serve starts these)"),
     ):
         command = commands.add_parser(name, help=text, description=text)
