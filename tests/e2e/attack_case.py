@@ -23,8 +23,8 @@ class Case:
     """An attack and its answer.
 
     `answered_by`: `filter`, which leaves a receipt, or `edge`: Envoy refuses by itself, before any filter is asked, so
-    there is no Check and no receipt. An edge answer lacks a reason where no reason of the protocol fits. `status` 0: the
-    stream or the connection is reset.
+    there is no Check and no receipt. An edge answer lacks a reason where no reason of the protocol fits. `status` 0:
+    the stream or the connection is reset.
     """
 
     name: str
