@@ -32,39 +32,54 @@ MAX_CACHED_TILES: Final = 512
 class TileNodes:
     """The complete subtrees of the tree of `size` entries, read from its tiles; a `merkle_prove.NodeSource`.
 
-    Any thread may use it. `node` raises StoreCorrupt when a tile is missing or is none, LogUnavailable when it
-    cannot be read.
+    `cache` may be shared between trees of any size over the same tiles. Any thread may use it. `node` raises
+    StoreCorrupt when a tile is missing or is none, LogUnavailable when it cannot be read.
     """
 
-    def __init__(self, tiles: TileStore, size: int, *, max_cached_tiles: int = MAX_CACHED_TILES) -> None:
+    def __init__(self, tiles: TileStore, size: int, cache: TileCache | None = None) -> None:
         self._tiles = tiles
         self._size = size
-        self._max_cached_tiles = max_cached_tiles
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[tuple[int, int], _TileRows] = OrderedDict()  # Owned by `_lock`.
+        self._cache = cache or TileCache()
 
     def node(self, level: int, index: int) -> bytes:
         """Return the root over the leaves from `index << level` to before `(index + 1) << level`, 32 bytes."""
         tile_level, above = divmod(level, TILE_HEIGHT)
         tile_index, place = divmod(index, TILE_WIDTH >> above)
-        return self._rows(tile_level, tile_index).row(above)[place]
+        return self._rows(tile_of(tile_level, tile_index, self._size)).row(above)[place]
 
-    def _rows(self, level: int, index: int) -> _TileRows:
-        key = level, index
-        with self._lock:
-            rows = self._cache.get(key)
-            if rows is not None:
-                self._cache.move_to_end(key)
-                return rows
-        rows = _TileRows(split_hashes(*read_stored(self._tiles, level, index, self._size)))
-        with self._lock:
-            self._cache[key] = rows
-            if len(self._cache) > self._max_cached_tiles:
-                self._cache.popitem(last=False)
+    def _rows(self, tile: Tile) -> TileRows:
+        rows = self._cache.get(tile)
+        if rows is None:
+            rows = TileRows(split_hashes(*read_stored(self._tiles, tile.level, tile.index, self._size)))
+            self._cache.put(tile, rows)
         return rows
 
 
-class _TileRows:
+class TileCache:
+    """The tiles that were used last, at most `max_tiles`. Any thread may use it."""
+
+    def __init__(self, max_tiles: int = MAX_CACHED_TILES) -> None:
+        self._max_tiles = max_tiles
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[Tile, TileRows] = OrderedDict()  # Owned by `_lock`.
+
+    def get(self, tile: Tile) -> TileRows | None:
+        """Find a tile, and count it as used."""
+        with self._lock:
+            rows = self._rows.get(tile)
+            if rows is not None:
+                self._rows.move_to_end(tile)
+            return rows
+
+    def put(self, tile: Tile, rows: TileRows) -> None:
+        """Keep a tile, in place of the one longest unused."""
+        with self._lock:
+            self._rows[tile] = rows
+            if len(self._rows) > self._max_tiles:
+                self._rows.popitem(last=False)
+
+
+class TileRows:
     """The hashes of a tile and, once asked for, the complete nodes above them inside it."""
 
     __slots__ = ("_rows",)
@@ -73,6 +88,7 @@ class _TileRows:
         self._rows: tuple[list[bytes], ...] = (hashes,)
 
     def row(self, above: int) -> list[bytes]:
+        """Return the nodes that lie `above` levels over the tile's hashes, the complete ones alone."""
         # Two threads may compute the same row at once; either result is right, so no lock is held.
         rows = self._rows
         while len(rows) <= above:
@@ -125,15 +141,19 @@ class TiledTree:
         for level, node in enumerate(self._tree.append(leaf_hash(entry))[::TILE_HEIGHT]):
             self._add(level, index >> (TILE_HEIGHT * level), node)
 
-    def take(self) -> list[tuple[Tile, bytes]]:
-        """Give every tile that is new since the last time: full ones, then the partial ones of this size."""
+    def take(self, *, partial: bool = True) -> list[tuple[Tile, bytes]]:
+        """Give every tile that is new since the last time: full ones, then the partial ones of this size.
+
+        `partial`: with False only the full ones; the others stay to be given.
+        """
         new, self._full = self._full, []
-        new += [
-            (tile_of(level, self._count(level) // TILE_WIDTH, self.size), _encode(level, self._edge[level]))
-            for level in sorted(self._grown)
-            if self._edge[level]
-        ]
-        self._grown.clear()
+        if partial:
+            new += [
+                (tile_of(level, self._count(level) // TILE_WIDTH, self.size), _encode(level, self._edge[level]))
+                for level in sorted(self._grown)
+                if self._edge[level]
+            ]
+            self._grown.clear()
         return new
 
     def _count(self, level: int) -> int:

@@ -12,40 +12,12 @@ from receipts.merkle_prove import prove_consistency, prove_inclusion, subtree_ro
 from receipts.merkle_verify import verify_consistency, verify_inclusion
 from receipts.tile import ENTRIES, Tile, split_entries, split_hashes, tiles_of
 from receipts.tile_store import read_tile
-from receipts.tiled_tree import TiledTree, TileNodes, read_stored
+from receipts.tiled_tree import TileCache, TiledTree, TileNodes, read_stored
 from tests.support import merkle_reference as reference
+from tests.support.memory_tiles import MemoryTiles
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-class MemoryTiles:
-    """A TileStore in memory."""
-
-    def __init__(self) -> None:
-        self.tiles: dict[Tile, bytes] = {}
-        self.checkpoint: bytes | None = None
-        self.reads = 0
-
-    def read(self, tile: Tile) -> bytes | None:
-        self.reads += 1
-        return self.tiles.get(tile)
-
-    def write(self, tiles: Sequence[tuple[Tile, bytes]]) -> None:
-        self.tiles.update(tiles)
-
-    def drop_partial(self, tile: Tile) -> None:
-        self.tiles = {
-            name: data
-            for name, data in self.tiles.items()
-            if not name.is_partial or (name.level, name.index) != (tile.level, tile.index)
-        }
-
-    def read_checkpoint(self) -> bytes | None:
-        return self.checkpoint
-
-    def publish(self, checkpoint: bytes) -> None:
-        self.checkpoint = checkpoint
 
 
 ENTRIES_OF = [b"entry %d" % number for number in range(70_000)]
@@ -124,7 +96,7 @@ def test_old_sizes_are_proved_when_their_partial_tiles_are_gone() -> None:
 
 def test_a_reader_keeps_the_tiles_that_it_used_last() -> None:
     tiles, _ = grown([256 * 4])
-    nodes = TileNodes(tiles, 256 * 4, max_cached_tiles=2)
+    nodes = TileNodes(tiles, 256 * 4, TileCache(max_tiles=2))
     for index in (0, 0, 1, 0):
         nodes.node(0, index * 256)
     assert tiles.reads == 2
