@@ -6,6 +6,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from receipts.errors import ReceiptStoreUnavailable
@@ -63,6 +64,36 @@ def _set_wal(connection: sqlite3.Connection, busy_timeout_ms: int) -> None:
 
     if not wait_for(attempt, time.monotonic() + busy_timeout_ms / 1000):
         raise ReceiptStoreUnavailable("another process kept the store locked")
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A connection and the file that it is open on: device and inode."""
+
+    connection: sqlite3.Connection
+    inode: tuple[int, int]
+
+    def in_place(self, path: Path) -> bool:
+        """Tell whether `path` still is that file: SQLite goes on with one that was removed or replaced."""
+        return _inode(path) == self.inode
+
+
+def open_file(path: Path, busy_timeout_ms: int) -> OpenFile:
+    """Open `path` as `connect` does, and remember which file it was."""
+    inode = _inode(path)
+    connection = connect(path, busy_timeout_ms)
+    if inode is None or _inode(path) != inode:
+        close(connection)
+        raise ReceiptStoreUnavailable("the file was replaced while it was opened")
+    return OpenFile(connection, inode)
+
+
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def close(connection: sqlite3.Connection | None) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError
 from receipts.receipt import ReceiptDraft, leaf_hash, seal
-from receipts.sqlite_file import close, connect, create_private, try_begin, typed_errors
+from receipts.sqlite_file import OpenFile, close, connect, create_private, open_file, try_begin, typed_errors
 from receipts.sqlite_schema import migrate
 from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, Appended, StoredReceipt, WriterTail
 from receipts.turnstile import Turnstile, wait_for
@@ -72,10 +72,10 @@ class SqliteReceiptStore:
         self._path = Path(path)
         self._busy_timeout_ms = busy_timeout_ms
         self._read_lock = threading.Lock()
-        self._writing: sqlite3.Connection | None = None
+        self._writing: OpenFile | None = None
         self._turnstile: Turnstile | None = None
         self._unchecked_bytes = 0
-        self._reading: sqlite3.Connection | None = None
+        self._reading: OpenFile | None = None
         with typed_errors():
             create_private(self._path)
             with contextlib.closing(connect(self._path, self._busy_timeout_ms)) as connection:
@@ -88,7 +88,8 @@ class SqliteReceiptStore:
         batch = _seal_all(drafts, tail)  # Before the lock is taken, so that other processes need not wait for it.
         try:
             with typed_errors():
-                connection = self._begin()
+                file = self._begin()
+                connection = file.connection
                 outcomes: list[StoredReceipt | StoreError | ReceiptFormatError] = []
                 for sealed in batch:
                     # A duplicate took no place in the chain, so whatever comes after it moves up.
@@ -96,6 +97,9 @@ class SqliteReceiptStore:
                     outcome, tail = _insert(connection, placed)
                     outcomes.append(outcome)
                 connection.execute("COMMIT")
+                if not file.in_place(self._path):
+                    # What was just written no one will ever find.
+                    raise ReceiptStoreUnavailable("the file was removed or replaced")
         except BaseException:
             # Whatever state the connection is in, closing it drops the lock and an open transaction.
             self.close_writer()
@@ -141,9 +145,9 @@ class SqliteReceiptStore:
 
     def close_writer(self) -> None:
         """Close the writing connection; see `ReceiptStore.close_writer`."""
-        connection, self._writing = self._writing, None
+        file, self._writing = self._writing, None
         turnstile, self._turnstile = self._turnstile, None
-        close(connection)
+        close(None if file is None else file.connection)
         if turnstile is not None:
             turnstile.close()
 
@@ -151,27 +155,30 @@ class SqliteReceiptStore:
         """Close both connections; see `ReceiptStore.close`."""
         self.close_writer()
         with self._read_lock:
-            connection, self._reading = self._reading, None
-            close(connection)
+            self._close_reading()
 
-    def _begin(self) -> sqlite3.Connection:
+    def _close_reading(self) -> None:
+        file, self._reading = self._reading, None
+        close(None if file is None else file.connection)
+
+    def _begin(self) -> OpenFile:
         """Open what is not open, wait our turn, and take the write lock."""
         if self._writing is None:
-            self._writing = connect(self._path, self._busy_timeout_ms)
+            self._writing = open_file(self._path, self._busy_timeout_ms)
             # The waiting is done here: see receipts.turnstile.
-            self._writing.execute("PRAGMA busy_timeout = 0")
+            self._writing.connection.execute("PRAGMA busy_timeout = 0")
         if self._turnstile is None:
             self._turnstile = Turnstile(self._path.with_name(f"{self._path.name}-turn"))
-        connection, turnstile = self._writing, self._turnstile
+        file, turnstile = self._writing, self._turnstile
         deadline_s = time.monotonic() + self._busy_timeout_ms / 1000
         if not turnstile.enter(deadline_s):
             raise ReceiptStoreUnavailable("other writers kept the store busy")
         try:
-            if not wait_for(lambda: try_begin(connection), deadline_s):
+            if not wait_for(lambda: try_begin(file.connection), deadline_s):
                 raise ReceiptStoreUnavailable("another writer kept the store locked")
         finally:
             turnstile.leave()
-        return connection
+        return file
 
     def _checkpoint_when_due(self, written_bytes: int) -> None:
         """Move the write-ahead log into the database once enough was written, with other writers kept out.
@@ -181,27 +188,28 @@ class SqliteReceiptStore:
         already, so a checkpoint that fails is only put off.
         """
         self._unchecked_bytes += written_bytes
-        connection, turnstile = self._writing, self._turnstile
-        if self._unchecked_bytes < CHECKPOINT_AFTER_BYTES or connection is None or turnstile is None:
+        file, turnstile = self._writing, self._turnstile
+        if self._unchecked_bytes < CHECKPOINT_AFTER_BYTES or file is None or turnstile is None:
             return
         with contextlib.suppress(sqlite3.Error):
             if not turnstile.enter(time.monotonic() + self._busy_timeout_ms / 1000):
                 return
             try:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                file.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 self._unchecked_bytes = 0
             finally:
                 turnstile.leave()
 
     def _fetch(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
         with self._read_lock, typed_errors():
+            if self._reading is not None and not self._reading.in_place(self._path):
+                self._close_reading()
             if self._reading is None:
-                self._reading = connect(self._path, self._busy_timeout_ms)
+                self._reading = open_file(self._path, self._busy_timeout_ms)
             try:
-                return self._reading.execute(statement, parameters).fetchall()
+                return self._reading.connection.execute(statement, parameters).fetchall()
             except BaseException:
-                connection, self._reading = self._reading, None
-                close(connection)
+                self._close_reading()
                 raise
 
 

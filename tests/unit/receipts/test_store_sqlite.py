@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from receipts import sqlite_file
 from receipts.chain import ChainVerifier
 from receipts.errors import (
     ReceiptFormatError,
@@ -311,8 +312,8 @@ def test_a_full_disk_is_unavailable_and_then_over(
     store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
 ) -> None:
     tail = store.append([make_draft()], WriterTail(writer)).tail
-    connection = store._writing
-    assert connection is not None
+    assert store._writing is not None
+    connection = store._writing.connection
     pages = connection.execute("PRAGMA page_count").fetchone()[0]
     connection.execute(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(ReceiptStoreUnavailable, match="SQLITE_FULL"):
@@ -353,7 +354,7 @@ def test_a_file_that_became_read_only_is_unavailable(
 ) -> None:
     tail = store.append([make_draft()], WriterTail(writer)).tail
     assert store._writing is not None
-    store._writing.execute("PRAGMA query_only = ON")
+    store._writing.connection.execute("PRAGMA query_only = ON")
     with pytest.raises(ReceiptStoreUnavailable, match="SQLITE_READONLY"):
         store.append([make_draft()], tail)
     store.append([make_draft()], tail)
@@ -373,13 +374,62 @@ def test_a_file_that_vanished_is_unavailable_and_not_begun_anew(
         store.check()
 
 
+def test_a_file_that_vanished_while_open_is_unavailable_until_it_is_back(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    """SQLite goes on with the removed file: what it took there, no one would ever find."""
+    tail = store.append([make_draft()], WriterTail(writer)).tail
+    assert len(store.latest(1)) == 1
+    path, aside = tmp_path / "receipts.sqlite3", tmp_path / "aside"
+    path.rename(aside)
+    for _ in range(3):
+        with pytest.raises(ReceiptStoreUnavailable):
+            store.append([make_draft()], tail)
+        with pytest.raises(ReceiptStoreUnavailable):
+            store.latest(1)
+    aside.rename(path)
+    store.append([make_draft()], store.writer_tail(writer))
+    assert verify(store) >= 2
+
+
+def test_a_file_that_was_replaced_takes_over_with_a_chain_of_its_own(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
+) -> None:
+    tail = store.append([make_draft(), make_draft()], WriterTail(writer)).tail
+    assert len(store.latest(2)) == 2
+    for path in tmp_path.iterdir():
+        path.unlink()
+    SqliteReceiptStore(tmp_path / "receipts.sqlite3").close()
+    with pytest.raises(ReceiptStoreUnavailable, match="removed or replaced"):
+        store.append([make_draft()], tail)
+    assert store.latest(1) == []
+    store.append([make_draft()], store.writer_tail(writer))
+    assert verify(store) == 1
+
+
+def test_a_file_replaced_while_it_is_opened_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "receipts.sqlite3"
+    store = SqliteReceiptStore(path)
+    opened = sqlite_file.connect
+
+    def replaced(*arguments: Any) -> sqlite3.Connection:
+        connection = opened(*arguments)
+        path.rename(tmp_path / "aside")
+        path.touch(0o600)
+        return connection
+
+    monkeypatch.setattr(sqlite_file, "connect", replaced)
+    with pytest.raises(ReceiptStoreUnavailable, match="while it was opened"):
+        store.latest(1)
+    store.close()
+
+
 def test_a_broken_file_is_unavailable_for_reads_too(
     store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId, tmp_path: Path
 ) -> None:
     store.append([make_draft()], WriterTail(writer))
     assert len(store.latest(1)) == 1
-    store._reading.execute("ATTACH ':memory:' AS receipts_gone")  # type: ignore[union-attr]
-    store._reading.close()  # type: ignore[union-attr]
+    store._reading.connection.close()  # type: ignore[union-attr]
     with pytest.raises(ReceiptStoreUnavailable):
         store.latest(1)
     assert len(store.latest(1)) == 1
