@@ -87,6 +87,7 @@ def listener(
     binding: bool = True,
     echo: bool = True,
     upstream_port: int | None = None,
+    buffer_bytes: int | None = None,
 ) -> dict[str, Any]:
     """Build one listener on a free loopback port, with the exporter filter if `binding`, telling it if `echo`."""
     routes = _routes(echo=echo, upstream_port=upstream_port)
@@ -107,7 +108,8 @@ def listener(
     if socket is not None:
         chain["transport_socket"] = socket
     address = {"socket_address": {"address": "127.0.0.1", "port_value": 0}}
-    return {"name": name, "address": address, "filter_chains": [chain]}
+    limit = {} if buffer_bytes is None else {"per_connection_buffer_limit_bytes": buffer_bytes}
+    return {"name": name, "address": address, "filter_chains": [chain], **limit}
 
 
 def bootstrap(listeners: list[dict[str, Any]], upstream_port: int | None = None) -> dict[str, Any]:

@@ -252,7 +252,7 @@ def test_changed_certificate_is_served_and_open_connections_stay(edge: Edge) -> 
         assert old.peer_serial() != fresh.serial
 
 
-@pytest.mark.parametrize("damage", ["garbage", "empty", "missing", "other key", "encrypted key"])
+@pytest.mark.parametrize("damage", ["garbage", "empty", "missing", "other key", "key of another type", "encrypted key"])
 def test_bad_new_pair_keeps_the_old_one(edge: Edge, tmp_path: Path, damage: str) -> None:
     good = write_certificate(edge.files.certificate.parent)
     _wait_serial(edge, good.serial)
@@ -262,8 +262,10 @@ def test_bad_new_pair_keeps_the_old_one(edge: Edge, tmp_path: Path, damage: str)
         good.key.unlink()
     elif damage == "other key":
         replace_file(good.key, write_certificate(tmp_path).key.read_bytes())
+    elif damage == "key of another type":
+        replace_file(good.key, _openssl("genpkey", "-algorithm", "ed25519"))
     elif damage == "encrypted key":
-        replace_file(good.key, _encrypted(key))
+        replace_file(good.key, _openssl("pkcs8", "-topk8", "-passout", "pass:secret", stdin=key))
     else:
         replace_file(good.key, b"" if damage == "empty" else b"not a key")
     for _ in range(5):
@@ -276,9 +278,8 @@ def test_bad_new_pair_keeps_the_old_one(edge: Edge, tmp_path: Path, damage: str)
     _wait_serial(edge, later.serial)
 
 
-def _encrypted(key: bytes) -> bytes:
-    command = ["openssl", "pkcs8", "-topk8", "-passout", "pass:secret"]
-    return subprocess.run(command, input=key, capture_output=True, check=True).stdout
+def _openssl(*arguments: str, stdin: bytes = b"") -> bytes:
+    return subprocess.run(["openssl", *arguments], input=stdin, capture_output=True, check=True).stdout
 
 
 def test_log_tells_no_secret(edge: Edge) -> None:

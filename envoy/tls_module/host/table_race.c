@@ -6,7 +6,7 @@
 
 #include "module.h"
 
-enum { THREADS = 8, ROUNDS = 20000, IDS_EACH = 64 };
+enum { THREADS = 8, ROUNDS = 20000, IDS_EACH = 64, CROWD = 20000 };
 
 static void exporter_of(uint64_t id, unsigned char exporter[EXPORTER_BYTES]) {
     for (size_t index = 0; index < EXPORTER_BYTES; index++)
@@ -48,8 +48,46 @@ static void *work(void *argument) {
     return NULL;
 }
 
+/* Ids that are absent share buckets with ids that are present, and must find nothing. */
+static void crowd(void) {
+    struct exporter_entry *entries = calloc(CROWD, sizeof *entries);
+    unsigned char exporter[EXPORTER_BYTES];
+    char hex[EXPORTER_HEX];
+    for (uint64_t index = 0; entries != NULL && index < CROWD; index++) {
+        exporter_of(2 * index, exporter);
+        if (!exporter_table_insert(&entries[index], 2 * index, exporter))
+            abort();
+    }
+    for (uint64_t index = 0; entries != NULL && index < CROWD; index++)
+        if (!exporter_table_find(2 * index, hex) || !belongs(2 * index, hex) || exporter_table_find(2 * index + 1, hex))
+            abort();
+    for (uint64_t index = 0; entries != NULL && index < CROWD; index++)
+        exporter_table_remove(&entries[index]);
+    free(entries);
+}
+
+/* A connection id that has an entry keeps it: a second one under the same id is turned away. */
+static void duplicate(void) {
+    struct exporter_entry first = {0}, second = {0};
+    unsigned char exporter[EXPORTER_BYTES];
+    char hex[EXPORTER_HEX];
+    exporter_of(7, exporter);
+    bool taken = exporter_table_insert(&first, 7, exporter);
+    exporter_of(8, exporter);
+    if (!taken || exporter_table_insert(&second, 7, exporter) || !exporter_table_find(7, hex) || !belongs(7, hex))
+        abort();
+    exporter_table_remove(&second);
+    if (!exporter_table_find(7, hex))
+        abort();
+    exporter_table_remove(&first);
+    if (exporter_table_find(7, hex))
+        abort();
+}
+
 int main(void) {
     pthread_t threads[THREADS];
+    crowd();
+    duplicate();
     for (uintptr_t index = 0; index < THREADS; index++)
         if (pthread_create(&threads[index], NULL, work, (void *)index) != 0)
             return 2;
