@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 BODY: Final = bytes(range(256)) * 3
 COVERED: Final = (*REQUEST_LINE, "pch-channel-binding")
-FORGED: Final = (("x-signet-subject", b"root"), ("x-signet-key-id", b"k"), ("x-signet-receipt", b"r"))
+FORGED: Final = (
+    ("x-signet-subject", b"root"),
+    ("x-signet-key-id", b"k"),
+    ("x-signet-receipt", b"r"),
+    ("x-signet-role", b"a name that the verifier does not write over"),
+)
 OVERRIDES: Final = (
     ("x-http-method-override", b"DELETE"),
     ("x-original-url", b"/public/x"),

@@ -209,6 +209,16 @@ class Http2Session:
         """Send one request with these pseudo-header and header fields."""
         return self._finish([self._open(list(headers), body, list(trailers))])[0]
 
+    def break_off(self, request: Request, sent: int) -> None:
+        """Send the head and `sent` bytes of the content of `request`, then reset the stream."""
+        fields, body, _ = request.http2()
+        stream = self._h2.get_next_available_stream_id()
+        self._h2.send_headers(stream, [(name.encode(), value) for name, value in fields])
+        if sent:
+            self._h2.send_data(stream, (body or b"")[:sent])
+        self._h2.reset_stream(stream)
+        self.wire.send(self._h2.data_to_send())
+
     def _open(self, headers: list[tuple[str, bytes]], body: bytes | None, trailers: list[tuple[str, bytes]]) -> int:
         stream = self._h2.get_next_available_stream_id()
         self._streams[stream] = _H2Stream()

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from extproc.ext_authz import EDGE_METADATA_KEY
 from extproc.nonce_store import RETRY_WINDOW_MS
 from pch.httpsig.content_digest import content_digest
-from tests.e2e.attack_check import Verdict, send_check
+from tests.e2e.attack_check import EDGE_METADATA, Verdict, send_check
 from tests.e2e.attack_stage import Attacker, attack, wait_until
 from tests.e2e.attack_wire import Answer, Http1Session, Http2Session
+from tools.stack_envoy import http_connection_manager
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -238,6 +240,15 @@ def test_check_that_only_looks_retried_is_a_replay(stage: Stage, attacker: Attac
         "bytes": lambda: ask(second_worker, other, attacker.marker),
     }
     assert replays[change]().reason == "nonce_replay"
+
+
+def test_edge_names_itself_under_the_key_that_the_filter_reads(stage: Stage) -> None:
+    config = json.loads(stage.stack.files.envoy.read_text())
+    manager = http_connection_manager(config["static_resources"]["listeners"][0])
+    (authz,) = (each for each in manager["http_filters"] if each["name"] == "envoy.filters.http.ext_authz")
+    metadata = {each["key"]: each["value"] for each in authz["typed_config"]["grpc_service"]["initial_metadata"]}
+    assert metadata == {EDGE_METADATA_KEY: "%ENVIRONMENT(SIGNET_EDGE_INSTANCE)%"}
+    assert EDGE_METADATA == EDGE_METADATA_KEY
 
 
 def test_failed_signature_burns_nothing_on_either_process(stage: Stage, attacker: Attacker) -> None:
