@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from receipts.errors import (
     ReceiptFormatError,
@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_BATCH_RECEIPTS",
     "MAX_LATEST",
+    "MAX_READ",
     "Appended",
+    "PrunableStore",
+    "PrunedReceipt",
     "ReceiptFormatError",
     "ReceiptStore",
     "ReceiptStoreUnavailable",
@@ -37,6 +40,7 @@ __all__ = [
     "StoreTimeout",
     "StoredReceipt",
     "WriterTail",
+    "receipt_of",
 ]
 
 MAX_BATCH_RECEIPTS: Final = 256
@@ -44,6 +48,9 @@ MAX_BATCH_RECEIPTS: Final = 256
 
 MAX_LATEST: Final = 1000
 """Receipts that one `latest` call returns at most."""
+
+MAX_READ: Final = 10_000
+"""Receipts that one `read` call returns at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,16 @@ class StoredReceipt:
 
 
 @dataclass(frozen=True, slots=True)
+class PrunedReceipt(StoredReceipt):
+    """A receipt whose payload was dropped: `raw` is empty, its leaf hash (32 bytes) is kept.
+
+    `decision`, `reason` and `status` are what it said.
+    """
+
+    leaf_hash: bytes = field(kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
 class WriterTail:
     """The end of a writer's chain: its last `wseq` (0 when none) and that receipt's leaf hash (32 bytes)."""
 
@@ -83,6 +100,12 @@ class Appended:
     tail: WriterTail
 
 
+def receipt_of(row: Sequence[Any]) -> StoredReceipt:
+    """Make a receipt of a row: id, seq, writer, wseq, raw, decision, reason, status, leaf hash."""
+    *values, leaf_hash = row
+    return StoredReceipt(*values) if row[4] else PrunedReceipt(*values, leaf_hash=leaf_hash)
+
+
 class ReceiptStore(Protocol):
     """An append-only sequence of receipts. Calls block: make them from a thread, never from an event loop.
 
@@ -91,7 +114,7 @@ class ReceiptStore(Protocol):
     the next append. Order: `seq` is assigned in the order of commits, so a reader that saw `seq` n never
     later finds a new one below n. Concurrency: any number of processes append, each under its own writer;
     `append`, `writer_tail` and `close_writer` of one store object belong to one thread, reads may come from
-    any.
+    any. Pruning: whatever reads a receipt gives a `PrunedReceipt` in the place of one whose payload was dropped.
     """
 
     def append(self, drafts: Sequence[ReceiptDraft], tail: WriterTail) -> Appended:
@@ -106,7 +129,7 @@ class ReceiptStore(Protocol):
         """Read the end of `writer`'s chain as stored. Raises ReceiptStoreUnavailable."""
 
     def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
-        """Find a receipt by id. Raises ReceiptStoreUnavailable."""
+        """Find a receipt by id, whatever text that is. Raises ReceiptStoreUnavailable."""
 
     def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
         """Find the one receipt stored under `key` (32 bytes). Raises ReceiptStoreUnavailable."""
@@ -115,7 +138,16 @@ class ReceiptStore(Protocol):
         """Return the last 1 to `MAX_LATEST` receipts, newest first. Raises ReceiptStoreUnavailable."""
 
     def read(self, after_seq: int, limit: int) -> list[StoredReceipt]:
-        """Return up to `limit` receipts above `after_seq`, in order. Raises ReceiptStoreUnavailable."""
+        """Return up to `limit` (1 to `MAX_READ`) receipts above `after_seq`, in order.
+
+        Raises ReceiptStoreUnavailable.
+        """
+
+    def pruned_to(self) -> int:
+        """Return the last `seq` whose payload is dropped, or may be at any moment; 0 when none is.
+
+        Every payload after it is there. Raises ReceiptStoreUnavailable.
+        """
 
     def check(self) -> None:
         """Raise StoreError unless the store could take a receipt now; writes nothing."""
@@ -125,3 +157,26 @@ class ReceiptStore(Protocol):
 
     def close(self) -> None:
         """Release everything."""
+
+
+class PrunableStore(ReceiptStore, Protocol):
+    """A store that can drop the payloads of its oldest receipts and keep their hashes (`receipts.prune`).
+
+    The database itself refuses to drop one that no pruning permits, and a pruning that no `log_event` receipt
+    records. All methods raise ReceiptStoreUnavailable.
+    """
+
+    def first_since(self, time_ms: int, after_seq: int, limit: int) -> int | None:
+        """Return the `seq` of the first receipt whose time is `time_ms` or later; None when there is none.
+
+        Looks at the `limit` receipts above `after_seq`.
+        """
+
+    def permit_pruning(self, event_seq: int, up_to_seq: int) -> None:
+        """Permit dropping payloads up to `up_to_seq`, as the `log_event` receipt at `event_seq` after it records."""
+
+    def drop_payloads(self, limit: int) -> int:
+        """Drop the payloads of the next `limit` receipts that a pruning permits; return how many it were, 0 at the end.
+
+        Durable and irrevocable on return. Never holds up `append` for longer than that takes.
+        """

@@ -17,17 +17,19 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError
-from receipts.receipt import ReceiptDraft, leaf_hash, seal
+from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, StoreError
+from receipts.sealed_batch import seal_batch
 from receipts.sqlite_file import OpenFile, close, connect, create_private, open_file, try_begin, typed_errors
 from receipts.sqlite_schema import migrate
-from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, Appended, StoredReceipt, WriterTail
+from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, MAX_READ, Appended, StoredReceipt, WriterTail, receipt_of
 from receipts.turnstile import Turnstile, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from receipts.receipt import ReceiptDraft
     from receipts.receipt_id import ReceiptId, WriterId
+    from receipts.sealed_batch import SealedDraft
 
 DEFAULT_BUSY_TIMEOUT_MS: Final = 1000
 MIN_FREE_BYTES: Final = 16 * 1024 * 1024
@@ -36,9 +38,7 @@ MIN_FREE_BYTES: Final = 16 * 1024 * 1024
 CHECKPOINT_AFTER_BYTES: Final = 4 * 1024 * 1024
 """Receipts that one writer adds between checkpoints; the write-ahead log is about twice that for each writer."""
 
-_MAX_READ: Final = 10_000
-
-_SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status FROM receipts "
+_SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM receipts "
 _BY_ID: Final = _SELECT + "WHERE id = ?"
 _BY_KEY: Final = _SELECT + "WHERE idempotency_key = ?"
 _LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT ?"
@@ -85,7 +85,7 @@ class SqliteReceiptStore:
         """Seal and store `drafts` after `tail` in one transaction; see `ReceiptStore.append`."""
         if not 1 <= len(drafts) <= MAX_BATCH_RECEIPTS:
             raise ValueError(f"a batch has 1 to {MAX_BATCH_RECEIPTS} receipts")
-        batch = _seal_all(drafts, tail)  # Before the lock is taken, so that other processes need not wait for it.
+        batch = seal_batch(drafts, tail)  # Before the lock is taken, so that other processes need not wait for it.
         try:
             with typed_errors():
                 file = self._begin()
@@ -93,8 +93,7 @@ class SqliteReceiptStore:
                 outcomes: list[StoredReceipt | StoreError | ReceiptFormatError] = []
                 for sealed in batch:
                     # A duplicate took no place in the chain, so whatever comes after it moves up.
-                    placed = sealed if sealed.before == tail else _seal(sealed.draft, tail)
-                    outcome, tail = _insert(connection, placed)
+                    outcome, tail = _insert(connection, sealed.moved_to(tail))
                     outcomes.append(outcome)
                 connection.execute("COMMIT")
                 if not file.in_place(self._path):
@@ -115,24 +114,24 @@ class SqliteReceiptStore:
     def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
         """Find a receipt by id; see `ReceiptStore.get`."""
         rows = self._fetch(_BY_ID, (receipt_id,))
-        return StoredReceipt(*rows[0]) if rows else None
+        return receipt_of(rows[0]) if rows else None
 
     def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
         """Find a receipt by its idempotency key; see `ReceiptStore.by_idempotency_key`."""
         rows = self._fetch(_BY_KEY, (key,))
-        return StoredReceipt(*rows[0]) if rows else None
+        return receipt_of(rows[0]) if rows else None
 
     def latest(self, limit: int) -> list[StoredReceipt]:
         """Return the newest receipts; see `ReceiptStore.latest`."""
         if not 1 <= limit <= MAX_LATEST:
             raise ValueError(f"limit is 1 to {MAX_LATEST}")
-        return [StoredReceipt(*row) for row in self._fetch(_LATEST, (limit,))]
+        return [receipt_of(row) for row in self._fetch(_LATEST, (limit,))]
 
     def read(self, after_seq: int, limit: int) -> list[StoredReceipt]:
         """Return receipts in order; see `ReceiptStore.read`."""
-        if not 1 <= limit <= _MAX_READ:
-            raise ValueError(f"limit is 1 to {_MAX_READ}")
-        return [StoredReceipt(*row) for row in self._fetch(_READ, (after_seq, limit))]
+        if not 1 <= limit <= MAX_READ:
+            raise ValueError(f"limit is 1 to {MAX_READ}")
+        return [receipt_of(row) for row in self._fetch(_READ, (after_seq, limit))]
 
     def check(self) -> None:
         """Raise unless the write lock and `MIN_FREE_BYTES` of disk can be had; see `ReceiptStore.check`."""
@@ -213,35 +212,8 @@ class SqliteReceiptStore:
                 raise
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Sealed:
-    """A draft in its place in the chain; `problem` when it cannot be sealed and takes none."""
-
-    draft: ReceiptDraft
-    before: WriterTail
-    after: WriterTail
-    raw: bytes = b""
-    problem: StoreError | ReceiptFormatError | None = None
-
-
-def _seal(draft: ReceiptDraft, tail: WriterTail) -> _Sealed:
-    try:
-        raw = seal(draft, tail.writer, tail.wseq + 1, tail.leaf_hash)
-    except (ReceiptFormatError, ReceiptTooLarge) as error:
-        return _Sealed(draft, tail, tail, problem=error)
-    return _Sealed(draft, tail, WriterTail(tail.writer, tail.wseq + 1, leaf_hash(raw)), raw)
-
-
-def _seal_all(drafts: Sequence[ReceiptDraft], tail: WriterTail) -> list[_Sealed]:
-    sealed = []
-    for draft in drafts:
-        sealed.append(_seal(draft, tail))
-        tail = sealed[-1].after
-    return sealed
-
-
 def _insert(
-    connection: sqlite3.Connection, sealed: _Sealed
+    connection: sqlite3.Connection, sealed: SealedDraft
 ) -> tuple[StoredReceipt | StoreError | ReceiptFormatError, WriterTail]:
     """Insert one sealed draft; return its outcome and the tail it leaves."""
     if sealed.problem is not None:
@@ -266,17 +238,7 @@ def _insert(
     )
     if cursor.rowcount != 1:
         return _conflict(connection, draft), sealed.before
-    stored = StoredReceipt(
-        id=draft.id,
-        seq=cast("int", cursor.lastrowid),
-        writer=after.writer,
-        wseq=after.wseq,
-        raw=sealed.raw,
-        decision=draft.decision,
-        reason=draft.reason,
-        status=draft.status,
-    )
-    return stored, after
+    return sealed.stored(cast("int", cursor.lastrowid)), after
 
 
 def _conflict(connection: sqlite3.Connection, draft: ReceiptDraft) -> StoredReceipt | StoreError:
@@ -284,7 +246,7 @@ def _conflict(connection: sqlite3.Connection, draft: ReceiptDraft) -> StoredRece
     if draft.idempotency_key is not None:
         row = connection.execute(_BY_KEY, (draft.idempotency_key,)).fetchone()
         if row is not None:
-            return dataclasses.replace(StoredReceipt(*row), duplicate=True)
+            return dataclasses.replace(receipt_of(row), duplicate=True)
     if connection.execute(_BY_ID, (draft.id,)).fetchone() is not None:
         return StoreError("another receipt has this id")
     raise ReceiptStoreUnavailable("the writer's chain went on without this process")
