@@ -77,7 +77,7 @@ class SqliteNonceStore:
         """`timeout_s`: for one spend, waiting included. `max_pending`: spends that may wait."""
         self._timeout_s = timeout_s
         self._database = _Database(path, max_age_s, clock_ms, timeout_s, boot_id)
-        self._commits: GroupCommit[_Spend, SpendResult] = GroupCommit(
+        self._commits: GroupCommit[_Spend | None, SpendResult | None] = GroupCommit(
             self._database.commit,
             name="nonce store",
             max_batch_items=MAX_BATCH_SPENDS,
@@ -94,13 +94,22 @@ class SqliteNonceStore:
     async def spend(self, nonce: bytes, token: bytes, issued_ms: int, now_ms: int) -> SpendResult:
         """Spend `nonce`; see `NonceStore`."""
         try:
-            return await self._commits.submit(_Spend(nonce, token, issued_ms, now_ms), self._timeout_s)
+            result = await self._commits.submit(_Spend(nonce, token, issued_ms, now_ms), self._timeout_s)
         except StoreError as error:
             raise StoreUnavailable(f"the nonce store did not answer: {error.code}") from error
+        if result is None:
+            raise StoreUnavailable("the nonce store gave no answer")
+        return result
 
     async def problem(self) -> str | None:
-        """Say why the last batch failed; None when it did not."""
-        return self._database.problem
+        """Say why a spend would fail now, found out by a batch without one: a store that no one asks is told too."""
+        try:
+            await self._commits.submit(None, self._timeout_s)
+        except StoreError as error:
+            return f"nonce store: did not answer: {error.code}"
+        except StoreUnavailable as error:
+            return str(error)
+        return None
 
     async def close(self) -> None:
         """Finish what waits, stop the thread, close the file."""
@@ -127,12 +136,21 @@ class _Database:
         self._file: tuple[int, int] | None = None
         self.problem: str | None = None
 
-    def commit(self, batch: Sequence[_Spend]) -> list[SpendResult | Exception]:
-        """Spend a batch in one transaction. Raises `StoreUnavailable` when it may not have been written."""
+    def commit(self, batch: Sequence[_Spend | None]) -> list[SpendResult | Exception | None]:
+        """Spend a batch in one transaction; None only tries whether that would go.
+
+        Raises `StoreUnavailable` when it may not have been written.
+        """
+        failed_before = self.problem is not None
+        spends = [each for each in batch if each is not None]
         connection = self.open()
         try:
             connection.execute("BEGIN IMMEDIATE")
-            results = self._spend_all(connection, batch)
+            outcomes = iter(self._spend_all(connection, spends))
+            results = [None if each is None else next(outcomes) for each in batch]
+            if failed_before and not spends:
+                # A lock can be had on a full disk: only a write tells that the problem is over.
+                connection.execute("UPDATE contents SET since_ms = since_ms")
             connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._failed(f"{type(error).__name__}: {error}") from error
@@ -143,7 +161,10 @@ class _Database:
         return results
 
     def open(self) -> sqlite3.Connection:
-        """Open the file unless it is open and still in its place. Raises `StoreUnavailable`."""
+        """Open the file unless it is open and still in its place. Raises `StoreUnavailable`.
+
+        `problem` is left to whoever then writes: that a file can be opened does not mean that it can be written.
+        """
         if self._connection is not None:
             if self._file_in_place() == self._file:
                 return self._connection
@@ -163,7 +184,6 @@ class _Database:
         if self._file_in_place() != created_or_found:
             raise self._failed("the file was replaced while it was opened")
         self._file = created_or_found
-        self.problem = None
         return connection
 
     def close(self) -> None:
@@ -174,7 +194,7 @@ class _Database:
         self._connection = None
 
     def _spend_all(self, connection: sqlite3.Connection, batch: Sequence[_Spend]) -> list[SpendResult | Exception]:
-        since_ms = self._purge(connection, batch)
+        since_ms = self._purge(connection, batch) if batch else 0
         results: list[SpendResult | Exception] = []
         for spend in batch:
             if spend.issued_ms < since_ms:

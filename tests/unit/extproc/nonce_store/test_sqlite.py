@@ -275,7 +275,9 @@ async def test_a_full_disk_is_unavailable_and_writes_nothing(path: Path) -> None
         with pytest.raises(StoreUnavailable, match="full"):
             await spend_until_refused()
         assert count(path) == fresh + 1
-        assert "full" in str(await store.problem())
+        assert "full" in str(store._database.problem)
+        # The next connection has no such limit: there is room again, and no one has to spend to find that out.
+        assert await store.problem() is None
 
 
 async def test_a_file_that_cannot_be_opened_is_unavailable_until_it_can(path: Path) -> None:
@@ -346,3 +348,34 @@ def test_the_boot_id_is_told_or_empty(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read_boot_id() == read_boot_id()
     monkeypatch.setattr(sqlite_module, "BOOT_ID_FILE", tmp_path / "absent")
     assert read_boot_id() == ""
+
+
+async def test_a_problem_is_found_and_found_over_without_anyone_spending(path: Path) -> None:
+    async with running(path) as store:
+        await store.spend(nonce(), token(), NOW_MS, NOW_MS)
+        assert await store.problem() is None
+        for each in path.parent.glob(f"{path.name}*"):
+            each.rename(each.with_name(f"aside-{each.name}"))
+        path.write_bytes(b"this is no database" * 100)
+        path.chmod(0o600)
+        assert "not a database" in str(await store.problem())
+        path.unlink()
+        for each in path.parent.glob("aside-*"):
+            each.rename(each.with_name(each.name.removeprefix("aside-")))
+        assert await store.problem() is None
+        assert await store.spend(nonce(), token(2), NOW_MS, NOW_MS) is SpendResult.REPLAYED
+
+
+async def test_a_lock_that_is_held_is_a_problem_until_it_is_let_go(path: Path) -> None:
+    async with running(path) as store:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert "nonce store" in str(await store.problem())
+        assert await store.problem() is None
+
+
+async def test_probes_and_spends_of_one_batch_get_their_own_answers(path: Path) -> None:
+    async with running(path) as store:
+        spend = store.spend(nonce(), token(), NOW_MS, NOW_MS)
+        answers = await asyncio.gather(store.problem(), spend, store.problem())
+        assert answers == [None, SpendResult.FRESH, None]
