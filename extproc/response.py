@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("signet.response")
 DECISION_KEY: Final = "decision"
 DECISION_ALLOW: Final = "allow"
-"""Dynamic metadata of every pass, under envoy.filters.http.ext_authz; the RBAC filter of envoy.yaml asks for it."""
+RECEIPT_KEY: Final = "receipt"
+"""Dynamic metadata of a pass, under envoy.filters.http.ext_authz. The RBAC filter of envoy.yaml asks for the decision,
+the access log service gives the receipt's id back."""
 PROBLEM_TYPE: Final = "application/problem+json"
 OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 APPEND: Final = HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
@@ -52,7 +54,7 @@ def check_response(answer: Answer) -> CheckResponse:
     if answer.reason is Reason.ALLOWED and answer.verified is not None:
         return _allowed(answer, answer.verified)
     if answer.reason is Reason.UNGUARDED and answer.admitted is not None and not answer.admitted.route.guarded:
-        metadata = _pass_metadata(route=answer.admitted.route.name)
+        metadata = _pass_metadata(answer, route=answer.admitted.route.name)
         return CheckResponse(status=Status(code=_GRPC_OK), ok_response=OkHttpResponse(), dynamic_metadata=metadata)
     return _denied(answer)
 
@@ -104,15 +106,16 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
             headers_to_remove=removed,
             response_headers_to_add=_response_headers(answer, "private"),
         ),
-        dynamic_metadata=_pass_metadata(
-            receipt=answer.receipt_id or "", route=route.name, subject=verified.key.subject
-        ),
+        dynamic_metadata=_pass_metadata(answer, route=route.name, subject=verified.key.subject),
     )
 
 
-def _pass_metadata(**facts: str) -> Struct:
+def _pass_metadata(answer: Answer, **facts: str) -> Struct:
+    """Say that the request may pass, and by which receipt: the access log brings that back with how it ended."""
     metadata = Struct()
     metadata.update({DECISION_KEY: DECISION_ALLOW, **facts})
+    if answer.receipt_id is not None:
+        metadata.update({RECEIPT_KEY: answer.receipt_id})
     return metadata
 
 
