@@ -7,13 +7,15 @@ and reason, to leave a receipt that says the same (or, where Envoy refuses by it
 
 from __future__ import annotations
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from pch.reasons import Reason
 from tests.e2e.attack_accepted import ACCEPTED, IN_THE_SKEW, NOT_FOR_THE_APP, OTHER_CONTENT, SPOILED, Accepted, Spoiling
-from tests.e2e.attack_case import Case, check_filter_answer, check_refusal, refused
+from tests.e2e.attack_case import HTTP2, Case, check_filter_answer, check_refusal, refused
 from tests.e2e.attack_http_cases import HTTP_CASES
 from tests.e2e.attack_proof_cases import PROOF_CASES
 from tests.e2e.attack_stage import Attacker, attack, body_of
@@ -120,7 +122,25 @@ def test_valid_request_is_refused_on_any_other_connection(sqlite_stage: Stage, r
         _pass(sqlite_stage, attacker, request, row)
 
 
-@pytest.mark.parametrize(("case", "protocol"), _rows(PROOF_CASES, HTTP_CASES))
+ANSWERED = tuple(case for case in (*PROOF_CASES, *HTTP_CASES) if case.status)
+RESET = tuple(case for case in (*PROOF_CASES, *HTTP_CASES) if not case.status)
+
+
+@pytest.mark.parametrize(("case", "protocol"), _rows(ANSWERED))
 def test_attack_is_refused_recorded_and_never_reaches_the_app(sqlite_stage: Stage, case: Case, protocol: str) -> None:
     with attack(sqlite_stage, protocol) as attacker:
         check_refusal(sqlite_stage, attacker, case, case.send(attacker))
+
+
+def test_every_malformed_http2_request_is_reset_and_never_reaches_the_app(sqlite_stage: Stage) -> None:
+    """All at once: Envoy takes a second to close such a connection. They are the rows without an answer."""
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(len(RESET)) as pool:
+        attackers = [stack.enter_context(attack(sqlite_stage, "http2")) for _ in RESET]
+        sent = [pool.submit(case.send, attacker) for case, attacker in zip(RESET, attackers, strict=True)]
+        statuses = {case.name: each.result().status for case, each in zip(RESET, sent, strict=True)}
+        assert statuses == {case.name: 0 for case in RESET}
+        for attacker in attackers:
+            assert {each["reason"] for each in sqlite_stage.receipts_of(attacker.marker)} <= {"missing_signature"}
+        assert sqlite_stage.seen_by_app() == []
+    assert all(case.protocols == HTTP2 for case in RESET)
+    assert len(RESET) >= 20
