@@ -1,7 +1,8 @@
-"""The worker's gRPC server on its UNIX socket: ext_authz and health, with a graceful drain."""
+"""The worker's gRPC server on its UNIX socket: ext_authz, access log and health, with a graceful drain."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import stat
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from extproc import access_log
 from extproc.errors import ServerFault
 from extproc.ext_authz import SERVICE, handler
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from extproc.access_log import AccessLog
     from extproc.ext_authz import ExtAuthz
 
 MAX_CONCURRENT_CALLS: Final = 4096
@@ -31,7 +34,15 @@ BOUND_NAME_BYTES: Final = 5
 class FilterServer:
     """One gRPC server on one UNIX socket. Owned by one event loop."""
 
-    def __init__(self, service: ExtAuthz, socket_path: Path, *, max_body_bytes: int, socket_mode: int) -> None:
+    def __init__(
+        self,
+        service: ExtAuthz,
+        socket_path: Path,
+        *,
+        max_body_bytes: int,
+        socket_mode: int,
+        outcomes: AccessLog | None = None,
+    ) -> None:
         # gRPC removes the name that it bound once it stops, and by then a successor may serve under the public name.
         # So it binds a name that no one else has, and the socket is renamed when it serves.
         self._bound_path = socket_path.with_name(f".{secrets.token_hex(BOUND_NAME_BYTES)}")
@@ -49,6 +60,9 @@ class FilterServer:
             )
         )
         self._server.add_generic_rpc_handlers((handler(service),))
+        self._outcomes = outcomes
+        if outcomes is not None:
+            self._server.add_generic_rpc_handlers((access_log.handler(outcomes),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
     async def start(self) -> None:
@@ -79,7 +93,11 @@ class FilterServer:
     async def stop(self, grace_s: float) -> None:
         """Refuse new calls, finish those under way for at most `grace_s` seconds, and close."""
         await self.health.enter_graceful_shutdown()
-        await self._server.stop(grace_s)
+        stopping = asyncio.create_task(self._server.stop(grace_s))
+        if self._outcomes is not None:
+            # Access log streams never end by themselves. Envoy opens its next ones elsewhere: we listen no more.
+            self._outcomes.finish()
+        await stopping
         there = _status(self._socket_path)
         if there is not None and self._served is not None and os.path.samestat(there, self._served):
             self._socket_path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """One filter worker: puts the parts together, serves one socket, drains when told.
 
 Lifecycle: open stores → serve → every second write pending summaries and the status file → on SIGTERM, or when the
-supervisor is gone, drain: finish calls, flush summaries, close the stores. SIGHUP loads the configuration again.
+supervisor is gone, drain: finish calls, record outcomes, flush summaries, close the stores. SIGHUP loads the
+configuration again.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from prometheus_client import REGISTRY
 
+from extproc.access_log import AccessLog
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import ConfigError, FilterConfig, load_config
 from extproc.ext_authz import ExtAuthz
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.choice import open_nonce_store
+from extproc.outcome_recorder import OutcomeRecorder
+from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
 from extproc.plan import PLAN
 from extproc.readiness import store_problem
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("signet.worker")
 TICK_S: Final = 1.0
 """How often summaries are written and the status file is renewed."""
+OUTCOME_DRAIN_S: Final = 1.0
+"""How long a draining worker goes on recording outcomes."""
 
 
 PARTS: Final = ("nonce_store", "receipts", "keyring", "sealing")
@@ -87,12 +93,22 @@ class Worker:
             clock_ms=now_ms,
             random_bytes=secrets.token_bytes,
         )
+        outcome_telemetry = OutcomeTelemetry(REGISTRY)
+        self._outcomes = OutcomeRecorder(
+            self._store,
+            self._writer,
+            outcome_telemetry,
+            timeout_s=lambda: self.config.receipts.timeout_ms / 1000,
+            clock_ms=now_ms,
+            random_bytes=secrets.token_bytes,
+        )
         self._socket_path = config.filter.socket_dir / f"signet-{index}.sock"
         self._server = FilterServer(
             ExtAuthz(Pipeline(parts), self._telemetry),
             self._socket_path,
             max_body_bytes=max(route.max_body_bytes for route in config.routes),
             socket_mode=config.filter.socket_mode,
+            outcomes=AccessLog(self._outcomes, outcome_telemetry),
         )
 
     @property
@@ -115,10 +131,11 @@ class Worker:
         LOG.info("worker %d serves on %s", self._index, self._socket_path.name)
         watching = asyncio.create_task(self._keyring.watch(self.config.keyring.poll_interval_ms / 1000))
         ticking = asyncio.create_task(self._tick_forever())
+        recording = asyncio.create_task(self._outcomes.run())
         try:
             await stop.wait()
         finally:
-            await self._drain(watching, ticking)
+            await self._drain(watching, ticking, recording)
 
     async def _drain(self, *tasks: asyncio.Task[None]) -> None:
         LOG.info("worker %d drains", self._index)
@@ -126,6 +143,7 @@ class Worker:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._outcomes.drain(OUTCOME_DRAIN_S)
         await self._write_summaries(final=True)
         await self._nonce_store.close()
         await self._writer.aclose(self.config.filter.drain_timeout_s)
@@ -154,6 +172,7 @@ class Worker:
         while True:
             try:
                 await self._write_summaries(final=False)
+                await self._outcomes.tell_dropped()
                 await self._renew_status()
             except Exception:
                 LOG.exception("the periodic work failed; it is tried again")

@@ -1,0 +1,249 @@
+"""Make receipts of outcomes, off the request path: queue, look the decision up, write, tell the observer.
+
+The queue is bounded and taking never waits. What does not fit is dropped, counted, and told in the log itself by a
+`log_event` receipt. What the store cannot take now is tried again; a key derived from the decision's id keeps a second
+try, or an entry that Envoy sends twice, from becoming a second receipt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, Protocol
+
+import msgspec
+
+from extproc.outcome import outcome_key
+from receipts.errors import ReceiptTooLarge, StoreError
+from receipts.facts import EventFacts
+from receipts.receipt import ReceiptDraft
+from receipts.receipt_id import ID_RANDOM_BYTES, new_receipt_id
+from receipts.store import StoredReceipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from extproc.outcome import Outcome
+    from extproc.outcome_telemetry import OutcomeTelemetry
+    from receipts.receipt_id import ReceiptId
+    from receipts.store import ReceiptStore
+    from receipts.writer import ReceiptWriter
+
+LOG: Final = logging.getLogger("signet.outcomes")
+MAX_PENDING_OUTCOMES: Final = 16_384
+"""Outcomes that wait, about 8 MB: some ten seconds of what one worker can decide."""
+MAX_BATCH_OUTCOMES: Final = 128
+"""Outcomes handed to the writer at once; half of a commit, so that decisions always find room in the next one."""
+RETRY_AFTER_S: Final = 0.25
+"""Pause after the store took nothing."""
+DROPPED_EVENT: Final = "outcomes_dropped"
+
+
+class OutcomeObserver(Protocol):
+    """Whoever wants to know how allowed requests end, such as a circuit breaker."""
+
+    def ended(self, route: str, status: int | None, duration_us: int, flags: tuple[str, ...]) -> None:
+        """Hear of one allowed request's end, once, after its receipt is durable. Must neither block nor raise.
+
+        `route`: from the decision's receipt. `status`: None when no answer reached the client. `flags`: Envoy's
+        response flags, by their names in `envoy.data.accesslog.v3.ResponseFlags`.
+        """
+
+
+class NoObserver:
+    """An observer that does nothing."""
+
+    def ended(self, route: str, status: int | None, duration_us: int, flags: tuple[str, ...]) -> None:
+        """Hear of one allowed request's end."""
+
+
+class _Decision(msgspec.Struct, frozen=True):
+    """What an outcome needs of its decision's receipt."""
+
+    kind: Literal["decision"]
+    decision: Literal["allow"]
+    trace_id: str | None
+    route: str
+
+
+@dataclass(slots=True)
+class _Pending:
+    """`tried`: it was handed to the writer before, and may be durable although the writer did not say so."""
+
+    outcome: Outcome
+    tried: bool = False
+
+
+_decision: Final = msgspec.json.Decoder(_Decision)
+
+
+class OutcomeRecorder:
+    """Record outcomes in the order of their arrival. Owned by one event loop.
+
+    `store` is only read, from a thread. `timeout_s`: how long one receipt may take. `clock_ms`: milliseconds since the
+    epoch.
+    """
+
+    def __init__(
+        self,
+        store: ReceiptStore,
+        writer: ReceiptWriter,
+        telemetry: OutcomeTelemetry,
+        *,
+        timeout_s: Callable[[], float],
+        clock_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes],
+        observer: OutcomeObserver | None = None,
+        max_pending: int = MAX_PENDING_OUTCOMES,
+    ) -> None:
+        self._store, self._writer, self._telemetry = store, writer, telemetry
+        self._timeout_s, self._clock_ms, self._random_bytes = timeout_s, clock_ms, random_bytes
+        self._observer: OutcomeObserver = observer or NoObserver()
+        self._max_pending = max_pending
+        self._pending: collections.deque[_Pending] = collections.deque()
+        self._in_hand: list[_Pending] = []
+        self._arrived = asyncio.Event()
+        self._untold: collections.Counter[str] = collections.Counter()
+
+    @property
+    def pending_outcomes(self) -> int:
+        """Outcomes taken and not yet settled."""
+        return len(self._pending) + len(self._in_hand)
+
+    def take(self, outcome: Outcome) -> None:
+        """Queue `outcome`; when the queue is full it is dropped and counted. Never waits."""
+        if self.pending_outcomes >= self._max_pending:
+            self._drop("queue_full")
+            return
+        self._pending.append(_Pending(outcome))
+        self._arrived.set()
+
+    async def run(self) -> None:
+        """Record what is taken, until cancelled; then `drain` records what is left."""
+        while True:
+            await self._arrived.wait()
+            self._arrived.clear()
+            while self._pending:
+                if not await self._settle_batch():
+                    await asyncio.sleep(RETRY_AFTER_S)
+
+    async def drain(self, within_s: float) -> None:
+        """Record what is left, for at most `within_s` seconds; the rest is dropped and counted."""
+        try:
+            async with asyncio.timeout(within_s):
+                while self._pending:
+                    if not await self._settle_batch():
+                        await asyncio.sleep(RETRY_AFTER_S)
+        except TimeoutError:
+            self._drop("shutdown", len(self._pending))
+            self._pending.clear()
+        await self.tell_dropped()
+
+    async def tell_dropped(self) -> None:
+        """Write a receipt of how many outcomes were dropped since the last one, if any."""
+        if not self._untold:
+            return
+        told, self._untold = self._untold, collections.Counter()
+        draft = ReceiptDraft(
+            kind="log_event",
+            id=self._new_id(),
+            time_ms=self._clock_ms(),
+            event=EventFacts(DROPPED_EVENT, {"causes": dict(sorted(told.items())), "count": told.total()}),
+        )
+        try:
+            await self._writer.append(draft, self._timeout_s())
+        except asyncio.CancelledError:
+            self._untold += told
+            raise
+        except StoreError as error:
+            self._untold += told
+            LOG.error("%d dropped outcomes could not be told in the log: %s", told.total(), error.code)
+        else:
+            LOG.error("%d outcomes were dropped", told.total())
+
+    def _drop(self, cause: str, count: int = 1) -> None:
+        self._untold[cause] += count
+        self._telemetry.dropped(cause, count)
+
+    def _new_id(self) -> ReceiptId:
+        return new_receipt_id(self._clock_ms(), self._random_bytes(ID_RANDOM_BYTES))
+
+    async def _settle_batch(self) -> bool:
+        """Settle the oldest outcomes; False when some must be tried again."""
+        count = min(len(self._pending), MAX_BATCH_OUTCOMES)
+        self._in_hand = [self._pending.popleft() for _ in range(count)]
+        again = self._in_hand
+        try:
+            again = await self._record(self._in_hand)
+        except StoreError as error:
+            LOG.error("outcomes wait for the store: %s", error.code)
+        except Exception:
+            LOG.exception("outcomes could not be recorded; they are tried again")
+        finally:
+            # Also when cancelled: what is in hand is then for `drain`.
+            self._pending.extendleft(reversed(again))
+            self._in_hand = []
+            self._telemetry.pending.set(len(self._pending))
+        return not again
+
+    async def _record(self, batch: Sequence[_Pending]) -> list[_Pending]:
+        """Write the outcomes of known decisions; return those to try again."""
+        decisions = await asyncio.to_thread(self._decisions, [each.outcome.decision_id for each in batch])
+        known = [(each, found) for each, found in zip(batch, decisions, strict=True) if found is not None]
+        self._telemetry.unknown.inc(len(batch) - len(known))
+        tried_before = [each.tried for each, _ in known]
+        for each, _ in known:
+            each.tried = True
+        timeout_s = self._timeout_s()
+        appends = (self._writer.append(self._draft(each.outcome, found), timeout_s) for each, found in known)
+        results = await asyncio.gather(*appends, return_exceptions=True)
+        again = []
+        for (each, found), tried, result in zip(known, tried_before, results, strict=True):
+            if isinstance(result, StoredReceipt):
+                self._written(each.outcome, found, first=tried or not result.duplicate)
+            elif isinstance(result, StoreError) and not isinstance(result, ReceiptTooLarge):
+                again.append(each)
+            elif isinstance(result, Exception):
+                # Another try would end the same way, and hold up all that come after.
+                LOG.error("an outcome could not be recorded", exc_info=result)
+                self._drop("unrecordable")
+            else:
+                raise result
+        if again:
+            LOG.error("%d outcomes wait for the store", len(again))
+        return again
+
+    def _decisions(self, ids: Sequence[ReceiptId]) -> list[_Decision | None]:
+        """Look decisions up; None for an id under which no request was allowed. Blocks."""
+        return [self._decision_of(each) for each in ids]
+
+    def _decision_of(self, receipt_id: ReceiptId) -> _Decision | None:
+        stored = self._store.get(receipt_id)
+        if stored is None:
+            return None
+        try:
+            return _decision.decode(stored.raw)
+        except msgspec.ValidationError:
+            return None
+
+    def _draft(self, outcome: Outcome, decision: _Decision) -> ReceiptDraft:
+        return ReceiptDraft(
+            kind="outcome",
+            id=self._new_id(),
+            time_ms=self._clock_ms(),
+            trace_id=decision.trace_id,
+            refers_to=outcome.decision_id,
+            outcome=outcome.facts,
+            idempotency_key=outcome_key(outcome.decision_id),
+        )
+
+    def _written(self, outcome: Outcome, decision: _Decision, *, first: bool) -> None:
+        if not first:
+            self._telemetry.duplicates.inc()
+            return
+        self._telemetry.written.inc()
+        self._telemetry.delay_seconds.observe(max(0, self._clock_ms() - outcome.ended_ms) / 1000)
+        facts = outcome.facts
+        self._observer.ended(decision.route, facts.status, facts.duration_us, facts.flags)
