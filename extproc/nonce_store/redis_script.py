@@ -10,7 +10,8 @@ The contents key says since when, and for which run of which server, nothing was
 (restart, failover), another count of evicted keys, or no such key (FLUSHALL) begins new contents: from
 then on, challenges issued before now + skew are stale, because the clock of the verifier that issued
 them may be that much ahead. A server that may evict keys is refused, and what it evicted meanwhile is
-assumed lost.
+assumed lost. Without spends the script is a probe and writes that key again, so that a server that is out of
+memory, or may not write, is found out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ end
 if not since then
   since = tonumber(ARGV[1]) + tonumber(ARGV[4])
   redis.call('SET', KEYS[1], owner .. ' ' .. string.format('%.0f', since))
+elseif #KEYS == 1 then
+  redis.call('SET', KEYS[1], kept)
 end
 local window = tonumber(ARGV[3])
 local codes = {}
