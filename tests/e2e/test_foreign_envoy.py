@@ -21,6 +21,8 @@ import pytest
 import yaml
 
 from pch.client import Client
+from tests.e2e.attack_stage import wait_until
+from tests.support.outcomes import outcomes_of
 from tools.stack import Stack
 from tools.stack_config import REPOSITORY, Ports, StackSettings
 from tools.stack_envoy import ENVOY_YAML, TLS_MODULE, endpoints, envoy_binary, http_connection_manager
@@ -98,7 +100,7 @@ def apply_guide(document: Document) -> Document:
         if verb == "replace":
             owner[key] = block
         elif verb == "prepend":
-            owner[key] = [*block, *owner[key]]
+            owner[key] = [*block, *owner.get(key, [])]
         elif verb == "merge":
             (owner.setdefault(key, {}) if key else owner).update(block)
         elif verb == "delete":
@@ -229,6 +231,15 @@ def test_signed_request_passes_with_the_authority_it_was_signed_for(stack: Stack
     assert post["body_bytes"] == 4
 
 
+def test_filter_hears_how_a_request_ended(stack: Stack, guided: int) -> None:
+    key = json.loads(stack.files.demo_key.read_text())
+    with Client(key=key, verify=stack.files.tls / "ca.pem") as client:
+        answered = client.get(f"https://127.0.0.1:{guided}/protected/ended?status=404")
+    decision = answered.headers["pch-receipt"].strip('"')
+    outcome = wait_until(lambda: outcomes_of(stack.settings.var, decision), "the outcome's receipt")[0]
+    assert outcome["outcome"]["status"] == answered.status == 404
+
+
 def test_proof_of_a_stranger_is_refused(stack: Stack, guided: int) -> None:
     from pch.keys import generate
 
@@ -274,6 +285,8 @@ def test_guide_says_what_the_committed_configuration_says() -> None:
     blocks = {(verb, place): block for verb, place, block in steps(GUIDE.read_text())}
     for each in blocks["prepend", "manager.http_filters"]:
         assert each == filters[each["name"]]
+    for each in blocks["prepend", "manager.access_log"]:
+        assert each in ours.manager["access_log"]
     for key, value in blocks["merge", "manager"].items():
         if key != "forward_proto_config":
             assert value == ours.manager[key], key
