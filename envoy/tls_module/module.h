@@ -106,7 +106,7 @@ void metrics_connection_closed(void);
 /* Show the present number of bindings. */
 void metrics_bindings_changed(void);
 
-/* ---- tls_bio.c, tls_socket.c ---- */
+/* ---- tls_bio.c, tls_handshake.c, tls_socket.c ---- */
 struct tls_socket {
     struct tls_factory *factory;
     void *envoy; /* Envoy's side of this socket; valid as long as this struct */
@@ -128,5 +128,9 @@ struct tls_socket {
 };
 /* A BIO that reads and writes through Envoy's I/O handle. Null when memory is short. */
 BIO *tls_bio_new(struct tls_socket *socket);
+/* Go on with the handshake. Once it is complete the binding is in the table and Envoy knows that the connection is up. */
+enum abi_io_action tls_handshake(struct tls_socket *socket);
+/* Mark the connection broken and keep the first reason, with OpenSSL's. */
+void tls_note_failure(struct tls_socket *socket, const char *what);
 
 #endif

@@ -1,5 +1,4 @@
-/* The transport socket: handshake, records in, records out. Envoy calls all hooks of one socket on its worker thread. */
-#include <inttypes.h>
+/* The transport socket: records in, records out, life and death. Envoy calls all hooks of one socket on its worker thread. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,64 +7,10 @@
 
 enum { SLICES = 16, FULL_WARNING_INTERVAL_MS = 1000 };
 
-static const char exporter_label[] = "EXPORTER-Channel-Binding"; /* RFC 9266 §4.2 */
-
 static struct tls_socket *own(const void *socket) { return (struct tls_socket *)(uintptr_t)socket; }
 
 static struct abi_io_result step(enum abi_io_action action, uint64_t bytes, bool end_stream) {
     return (struct abi_io_result){action, bytes, end_stream};
-}
-
-static void note_failure(struct tls_socket *socket, const char *what) {
-    char why[MAX_REASON_BYTES / 2];
-    socket->broken = true;
-    openssl_reason(why, sizeof why);
-    if (socket->reason[0] == '\0')
-        snprintf(socket->reason, sizeof socket->reason, "%s: %s", what, why);
-    if (log_enabled(LOG_DEBUG))
-        log_line(LOG_DEBUG, "[C%" PRIu64 "] %s", socket->connection_id, socket->reason);
-}
-
-/* ---- handshake ---- */
-
-/* Compute the connection's binding and make it findable, before any request of the connection can exist. */
-static bool publish_binding(struct tls_socket *socket) {
-    unsigned char exporter[EXPORTER_BYTES];
-    /* TLS 1.3 does not tell an absent context from an empty one (RFC 8446 §7.5). */
-    bool exported = SSL_export_keying_material(socket->ssl, exporter, sizeof exporter, exporter_label,
-                                               sizeof exporter_label - 1, NULL, 0, 1) == 1;
-    bool published = exported && exporter_table_insert(&socket->entry, socket->connection_id, exporter);
-    OPENSSL_cleanse(exporter, sizeof exporter);
-    if (published)
-        metrics_bindings_changed();
-    return published;
-}
-
-static enum abi_io_action finish_handshake(struct tls_socket *socket) {
-    socket->established = true;
-    if (!envoy_dynamic_module_callback_transport_socket_get_connection_id(socket->envoy, &socket->connection_id) ||
-        SSL_version(socket->ssl) != TLS1_3_VERSION || !publish_binding(socket)) {
-        metrics_count(COUNT_HANDSHAKE_FAILURES);
-        note_failure(socket, "no channel binding");
-        return IO_CLOSE;
-    }
-    metrics_count(COUNT_HANDSHAKES);
-    /* Envoy may close this socket before the call returns. */
-    envoy_dynamic_module_callback_transport_socket_raise_event(socket->envoy, EVENT_CONNECTED);
-    return socket->closed ? IO_CLOSE : IO_KEEP_OPEN;
-}
-
-static enum abi_io_action shake_hands(struct tls_socket *socket) {
-    clear_openssl_errors();
-    int result = SSL_do_handshake(socket->ssl);
-    if (result == 1)
-        return finish_handshake(socket);
-    int error = SSL_get_error(socket->ssl, result);
-    if ((error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) && !socket->flooded)
-        return IO_KEEP_OPEN;
-    metrics_count(COUNT_HANDSHAKE_FAILURES);
-    note_failure(socket, "TLS handshake failed");
-    return IO_CLOSE;
 }
 
 /* ---- read ---- */
@@ -76,7 +21,7 @@ struct abi_io_result envoy_dynamic_module_on_transport_socket_do_read(void *envo
     uint64_t total = 0;
     if (socket->closed || socket->broken || socket->ssl == NULL)
         return step(IO_CLOSE, 0, false);
-    if (!socket->established && (shake_hands(socket) == IO_CLOSE || !socket->established))
+    if (!socket->established && (tls_handshake(socket) == IO_CLOSE || !socket->established))
         return step(socket->broken || socket->closed ? IO_CLOSE : IO_KEEP_OPEN, 0, false);
     for (;;) {
         size_t bytes = 0;
@@ -100,7 +45,7 @@ struct abi_io_result envoy_dynamic_module_on_transport_socket_do_read(void *envo
         case SSL_ERROR_ZERO_RETURN:
             return step(IO_KEEP_OPEN, total, true);
         default:
-            note_failure(socket, "TLS read failed");
+            tls_note_failure(socket, "TLS read failed");
             return step(IO_CLOSE, total, false);
         }
     }
@@ -151,7 +96,7 @@ static struct abi_io_result write_records(struct tls_socket *socket, void *envoy
                 socket->write_retry_bytes = length;
                 return step(IO_KEEP_OPEN, total, false);
             }
-            note_failure(socket, "TLS write failed");
+            tls_note_failure(socket, "TLS write failed");
             return step(IO_CLOSE, total, false);
         }
         socket->write_retry_bytes = 0;
@@ -169,7 +114,7 @@ struct abi_io_result envoy_dynamic_module_on_transport_socket_do_write(void *env
     if (socket->closed || socket->broken || socket->ssl == NULL)
         return step(IO_CLOSE, 0, false);
     if (!socket->established) {
-        if (shake_hands(socket) == IO_CLOSE)
+        if (tls_handshake(socket) == IO_CLOSE)
             return step(IO_CLOSE, 0, false);
         if (!socket->established)
             return step(IO_KEEP_OPEN, 0, false);

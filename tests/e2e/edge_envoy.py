@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,6 +36,19 @@ def build_module() -> Path:
     """Build the module when its sources are newer; return the folder Envoy searches."""
     subprocess.run(["make", "-s", "-C", str(MODULE_SOURCE)], check=True, capture_output=True)
     return MODULE_SOURCE / "build"
+
+
+def build_sanitized(name: str) -> list[str]:
+    """Build one of the sanitised programs; return the command that runs it.
+
+    The sanitisers want the address space laid out as they know it, which new kernels' randomisation upsets.
+    """
+    subprocess.run(["make", "-s", "-C", str(MODULE_SOURCE), f"build/{name}"], check=True, capture_output=True)
+    fixed = ["setarch", "-R"]
+    can_fix = (
+        shutil.which("setarch") is not None and subprocess.run([*fixed, "true"], capture_output=True).returncode == 0
+    )
+    return [*(fixed if can_fix else []), str(MODULE_SOURCE / "build" / name)]
 
 
 def module_socket(certificate: Path, key: Path, **settings: int) -> dict[str, Any]:

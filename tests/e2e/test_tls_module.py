@@ -26,10 +26,10 @@ from tests.e2e.edge_client import (
     http2_client,
 )
 from tests.e2e.edge_envoy import (
-    MODULE_SOURCE,
     EnvoyProcess,
     bootstrap,
     build_module,
+    build_sanitized,
     listener,
     module_socket,
     native_socket,
@@ -326,6 +326,5 @@ def test_module_is_hardened_and_exports_only_hooks() -> None:
 
 
 def test_table_stays_coherent_between_threads() -> None:
-    subprocess.run(["make", "-s", "-C", str(MODULE_SOURCE), "build/table_race"], check=True, capture_output=True)
-    outcome = subprocess.run([MODULE_SOURCE / "build" / "table_race"], capture_output=True, text=True)
+    outcome = subprocess.run(build_sanitized("table_race"), capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (0, "")

@@ -14,7 +14,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +22,7 @@ from OpenSSL import SSL
 
 from tests.e2e.edge_certificates import CertificateFiles, write_certificate
 from tests.e2e.edge_client import TlsClient, connect_tcp, reset
-from tests.e2e.edge_envoy import MODULE_SOURCE
+from tests.e2e.edge_envoy import build_sanitized
 
 pytestmark = pytest.mark.edge
 
@@ -33,9 +32,8 @@ HEX_BYTES = 64
 
 
 @pytest.fixture(scope="module")
-def program() -> Path:
-    subprocess.run(["make", "-s", "-C", str(MODULE_SOURCE), "build/host"], check=True, capture_output=True)
-    return MODULE_SOURCE / "build" / "host"
+def program() -> list[str]:
+    return build_sanitized("host")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +48,9 @@ class Host:
 
 
 @pytest.fixture(params=[False, True], ids=["calm", "closing in the connected event"])
-def host(request: pytest.FixtureRequest, program: Path, files: CertificateFiles) -> Iterator[Host]:
+def host(request: pytest.FixtureRequest, program: list[str], files: CertificateFiles) -> Iterator[Host]:
     environment = ENVIRONMENT | ({"HOST_CLOSE_ON_CONNECT": "1"} if request.param else {})
-    command = [str(program), str(files.certificate), str(files.key)]
+    command = [*program, str(files.certificate), str(files.key)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
     assert process.stdout is not None
     try:
@@ -63,8 +61,8 @@ def host(request: pytest.FixtureRequest, program: Path, files: CertificateFiles)
     assert (process.returncode, rest) == (0, "bindings left 0\n")
 
 
-def _configured(program: Path, text: str) -> tuple[bool, str]:
-    outcome = subprocess.run([program, "--config", text], capture_output=True, text=True, env=ENVIRONMENT)
+def _configured(program: list[str], text: str) -> tuple[bool, str]:
+    outcome = subprocess.run([*program, "--config", text], capture_output=True, text=True, env=ENVIRONMENT)
     assert outcome.returncode in (0, 1), outcome.stderr
     return outcome.returncode == 0, outcome.stderr
 
@@ -77,7 +75,7 @@ def _config(files: CertificateFiles, **more: object) -> dict[str, object]:
     "more",
     [{}, {"max_connections": 1}, {"max_connections": 1e6}, {"reload_interval_ms": 100}, {"reload_interval_ms": 6e4}],
 )
-def test_good_configurations_are_taken(program: Path, files: CertificateFiles, more: dict[str, object]) -> None:
+def test_good_configurations_are_taken(program: list[str], files: CertificateFiles, more: dict[str, object]) -> None:
     for text in (json.dumps(_config(files, **more)), json.dumps(_config(files, **more), indent=2).replace("/", "\\/")):
         taken, told = _configured(program, text)
         assert taken, told
@@ -109,7 +107,9 @@ def test_good_configurations_are_taken(program: Path, files: CertificateFiles, m
         {"k" * 100: 1},
     ],
 )
-def test_bad_settings_refuse_the_configuration(program: Path, files: CertificateFiles, more: dict[str, object]) -> None:
+def test_bad_settings_refuse_the_configuration(
+    program: list[str], files: CertificateFiles, more: dict[str, object]
+) -> None:
     taken, told = _configured(program, json.dumps(_config(files) | more))
     assert not taken
     assert "signet_tls: " in told
@@ -118,12 +118,12 @@ def test_bad_settings_refuse_the_configuration(program: Path, files: Certificate
 @pytest.mark.parametrize(
     "text", ["", "{", "{}", "[]", "null", '{"certificate_file"', '{"a":1}', '{"max_connections":1,}']
 )
-def test_malformed_configurations_are_refused(program: Path, text: str) -> None:
+def test_malformed_configurations_are_refused(program: list[str], text: str) -> None:
     assert not _configured(program, text)[0]
 
 
 @pytest.mark.parametrize("ending", ["}x", '}{"a":1}', ",}", ',"max_connections":1,"max_connections":1}'])
-def test_trailing_and_repeated_keys_are_refused(program: Path, files: CertificateFiles, ending: str) -> None:
+def test_trailing_and_repeated_keys_are_refused(program: list[str], files: CertificateFiles, ending: str) -> None:
     opening = json.dumps(_config(files)).removesuffix("}")
     assert _configured(program, opening + "}")[0]
     assert not _configured(program, opening + ending)[0]
@@ -131,12 +131,12 @@ def test_trailing_and_repeated_keys_are_refused(program: Path, files: Certificat
 
 @settings(max_examples=150, deadline=None)
 @given(text=st.text(alphabet='{}[]":,\\u0123456789abcdefeE+-. \n\tcertificate_file/', max_size=200))
-def test_no_text_upsets_the_configuration_reader(program: Path, text: str) -> None:
+def test_no_text_upsets_the_configuration_reader(program: list[str], text: str) -> None:
     assert not _configured(program, text.replace("\0", ""))[0]
 
 
-def test_program_that_exports_every_callback_but_is_not_envoy_is_refused(program: Path) -> None:
-    outcome = subprocess.run([program, "--abi"], capture_output=True, text=True, env=ENVIRONMENT)
+def test_program_that_exports_every_callback_but_is_not_envoy_is_refused(program: list[str]) -> None:
+    outcome = subprocess.run([*program, "--abi"], capture_output=True, text=True, env=ENVIRONMENT)
     assert outcome.returncode == 0
     assert "refusing to load: built for Envoy 1.40" in outcome.stderr
     assert "does not export" not in outcome.stderr
