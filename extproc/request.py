@@ -61,11 +61,13 @@ def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
     if not http.method or not http.path or not http.id:
         raise UndecodableRequest("the edge sent no method, path or stream id")
     lines, header_bytes, partial = _field_lines(http.header_map.headers)
+    # In the Check's strings Envoy writes "!" for bytes that are not UTF-8; only the raw line is what goes upstream.
+    raw_target = next((each.raw_value for each in http.header_map.headers if each.key == ":path"), b"")
     message = RequestMessage(
         method=http.method,
         scheme="https" if http.scheme != "http" else "http",
         authority=http.host,
-        target=http.path,
+        target=raw_target.decode("latin-1") or http.path,
         headers=lines,
     )
     body = http.raw_body or http.body.encode()
