@@ -104,9 +104,10 @@ class CheckpointSigner(Protocol):
         """Return every key that may have signed a head of this log, retired ones too. Raises LogUnavailable."""
 
     def confirm(self, note: SignedNote) -> None:
-        """Take note that this head is durable: once one is that two sets of keys signed, the older may retire.
+        """Take note that this head is durable: if two sets of keys signed it, the older one may retire.
 
-        Raises LogUnavailable.
+        It may do so only when the log has an entry, below this head, that names the newer one: see
+        `receipts.checkpoint_keys`. Raises LogUnavailable.
         """
 
 

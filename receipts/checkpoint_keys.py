@@ -1,7 +1,14 @@
 """The log's signing keys in a sealed file: a CheckpointSigner for a log without a key management service.
 
-A set of keys is one Ed25519 and one ML-DSA-44 key, kept as seeds. Rotating adds a set, and from then on both sign;
-once a head that both signed is durable the older one retires: its seeds are erased, its public keys stay for ever.
+A set of keys is one Ed25519 and one ML-DSA-44 key, kept as seeds. Anybody can add signature lines to a note, so that
+an old set and a new one sign the same head does not make the one vouch for the other: what the old set signs must name
+the new one. Hence a rotation takes four steps.
+
+1. `prepare_rotation` makes a set, which signs nothing yet.
+2. Its owner stores a `log_event` receipt that names its verifier keys (`keys_event`).
+3. `introduce` puts the set in force, with the tree size from which that receipt is in the log. Both sets sign.
+4. Once a head that both signed over that entry is durable (`confirm`), the older set retires: its seeds are erased,
+   its public keys stay for ever.
 
 The file is small and is read again for every head, so that a rotation by another process takes effect. Whoever
 changes it holds the lock on the file beside it.
@@ -12,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -21,15 +29,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PrivateKey
 from msgspec import Meta
 
-from receipts.checkpoint import CheckpointSigner, HeadRequest, SignerRefused, compose_checkpoint
+from receipts.checkpoint import CheckpointSigner, HeadRequest, SignerRefused, compose_checkpoint, parse_checkpoint
 from receipts.cosignature import cosign_ml_dsa_44, sign_ed25519
+from receipts.facts import EventFacts
 from receipts.log_errors import LogUnavailable
-from receipts.merkle import ProofError
+from receipts.merkle import MAX_TREE_SIZE, ProofError
 from receipts.merkle_verify import verify_consistency
 from receipts.signed_note import ED25519, ML_DSA_44, NoteSignature, SignedNote, VerifierKey, is_key_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 SEED_BYTES: Final = 32
 MAX_KEY_AGE_S: Final = 90 * 86_400
@@ -37,7 +46,11 @@ MAX_KEY_AGE_S: Final = 90 * 86_400
 MAX_KEY_FILE_BYTES: Final = 1024 * 1024
 MAX_KEY_SETS: Final = 256
 
+KEYS_EVENT: Final = "log_keys_added"
+"""The name of the `log_event` receipt that introduces keys."""
+
 _FILE_MODE: Final = 0o600
+_STATES: Final = re.compile(r"r*(aa?|ap)")
 _Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 _Seed = Annotated[bytes, Meta(min_length=SEED_BYTES, max_length=SEED_BYTES)]
 
@@ -47,22 +60,22 @@ class KeyFileError(ValueError):
 
 
 class _KeySet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One set; its seeds are null once it has retired."""
+    """One set; its seeds are null once it has retired. `introduced_size`: the tree that names it has this size."""
 
     created_s: _Seconds
-    retired: bool
+    state: Literal["pending", "active", "retired"]
+    introduced_size: Annotated[int, Meta(ge=0, le=MAX_TREE_SIZE)]
     ed25519_public: Annotated[bytes, Meta(min_length=32, max_length=32)]
     ml_dsa_44_public: Annotated[bytes, Meta(min_length=1312, max_length=1312)]
     ed25519_seed: _Seed | None
     ml_dsa_44_seed: _Seed | None
 
     def __post_init__(self) -> None:
-        seeds = (self.ed25519_seed, self.ml_dsa_44_seed)
-        if (seeds == (None, None)) != self.retired or (None in seeds) != self.retired:
-            raise ValueError("exactly the keys in force have seeds")
+        if {each is None for each in (self.ed25519_seed, self.ml_dsa_44_seed)} != {self.state == "retired"}:
+            raise ValueError("exactly the retired keys have no seeds")
 
     def __repr__(self) -> str:
-        return f"_KeySet(created_s={self.created_s}, retired={self.retired})"
+        return f"_KeySet(created_s={self.created_s}, state={self.state!r})"
 
     def keys(self, name: str) -> tuple[VerifierKey, VerifierKey]:
         return (
@@ -81,12 +94,13 @@ class _KeyFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not is_key_name(self.origin):
             raise ValueError("the origin is no key name")
-        if not 1 <= len(self.in_force) <= 2 or self.sets[-len(self.in_force) :] != self.in_force:
-            raise ValueError("one or two sets are in force, the newest")
+        # The first set needs no introduction: whoever trusts it was told so.
+        if _STATES.fullmatch("".join(each.state[0] for each in self.sets)) is None:
+            raise ValueError("the sets are not retired ones, one or two active ones, and perhaps a pending one")
 
     @property
-    def in_force(self) -> tuple[_KeySet, ...]:
-        return tuple(each for each in self.sets if not each.retired)
+    def active(self) -> tuple[_KeySet, ...]:
+        return tuple(each for each in self.sets if each.state == "active")
 
 
 def create_key_file(path: Path | str, origin: str, now_s: int, random_bytes: Callable[[int], bytes]) -> None:
@@ -96,7 +110,7 @@ def create_key_file(path: Path | str, origin: str, now_s: int, random_bytes: Cal
     KeyFileError when `origin` is no key name, LogUnavailable.
     """
     try:
-        content = _KeyFile(1, origin, (_new_set(now_s, random_bytes),))
+        content = _KeyFile(1, origin, (_new_set(now_s, random_bytes, "active"),))
     except ValueError as error:
         raise KeyFileError("the origin is no key name") from error
     path = Path(path)
@@ -139,7 +153,7 @@ class FileCheckpointSigner(CheckpointSigner):
             raise SignerRefused("the new head does not go on from the old one") from error
         text = compose_checkpoint(new)
         time_s = max(self._clock_s(), request.not_before_s)
-        sets = self._read().in_force
+        sets = self._read().active
         ed25519 = [Ed25519PrivateKey.from_private_bytes(each.ed25519_seed or b"") for each in sets]
         ml_dsa = [MLDSA44PrivateKey.from_seed_bytes(each.ml_dsa_44_seed or b"") for each in sets]
         return (
@@ -148,40 +162,55 @@ class FileCheckpointSigner(CheckpointSigner):
         )
 
     def verifier_keys(self) -> tuple[VerifierKey, ...]:
-        """Return the public keys of every set; see `CheckpointSigner.verifier_keys`."""
-        return tuple(key for each in self._read().sets for key in each.keys(self._origin))
+        """Return the public keys of every set that is or was in force; see `CheckpointSigner.verifier_keys`."""
+        sets = [each for each in self._read().sets if each.state != "pending"]
+        return tuple(key for each in sets for key in each.keys(self._origin))
 
     def confirm(self, note: SignedNote) -> None:
-        """Retire the older of two sets in force if both signed this head; see `CheckpointSigner.confirm`."""
-        if len(self._read().in_force) == 1:
+        """Retire the older of two active sets if both signed this head, over the entry that names the newer one.
+
+        See `CheckpointSigner.confirm`. Raises NoteFormatError when the note is no checkpoint.
+        """
+        if len(self._read().active) == 1:
             return
+        size = parse_checkpoint(note.text).size
         signed = {(line.name, line.key_id) for line in note.signatures}
         with self._changing() as content:
-            sets = content.in_force
+            sets = content.active
             keys = {(key.name, key.key_id) for each in sets for key in each.keys(self._origin)}
-            if len(sets) > 1 and keys <= signed:
-                self._replace(
-                    [
-                        msgspec.structs.replace(each, retired=True, ed25519_seed=None, ml_dsa_44_seed=None)
-                        if each is sets[0]
-                        else each
-                        for each in content.sets
-                    ]
-                )
+            if len(sets) > 1 and keys <= signed and size >= sets[-1].introduced_size:
+                retired = msgspec.structs.replace(sets[0], state="retired", ed25519_seed=None, ml_dsa_44_seed=None)
+                self._replace([retired if each is sets[0] else each for each in content.sets])
 
-    def rotate(self, random_bytes: Callable[[int], bytes]) -> None:
-        """Add a set of keys; heads are signed by both until one that both signed is durable.
+    def prepare_rotation(self, random_bytes: Callable[[int], bytes]) -> tuple[VerifierKey, ...]:
+        """Make a set of keys that signs nothing yet, and return its verifier keys; the pending one if there is one.
 
         Raises KeyFileError while an earlier rotation is unfinished, LogUnavailable.
         """
         with self._changing() as content:
-            if len(content.in_force) > 1:
+            if len(content.active) > 1:
                 raise KeyFileError("an earlier rotation waits for a head that both sets signed")
-            self._replace([*content.sets, _new_set(self._clock_s(), random_bytes)])
+            new = content.sets[-1]
+            if new.state != "pending":
+                new = _new_set(self._clock_s(), random_bytes, "pending")
+                self._replace([*content.sets, new])
+            return new.keys(self._origin)
+
+    def introduce(self, keys: Sequence[VerifierKey], tree_size: int) -> None:
+        """Put the pending set in force, whose `keys` the log names in its first `tree_size` entries.
+
+        Raises KeyFileError when these are not the keys of the pending set, LogUnavailable.
+        """
+        with self._changing() as content:
+            new = content.sets[-1]
+            if new.state != "pending" or new.keys(self._origin) != tuple(keys) or not 1 <= tree_size <= MAX_TREE_SIZE:
+                raise KeyFileError("these are not the keys of a pending rotation, or no tree size")
+            active = msgspec.structs.replace(new, state="active", introduced_size=tree_size)
+            self._replace([*content.sets[:-1], active])
 
     def rotation_due(self, max_key_age_s: int = MAX_KEY_AGE_S) -> bool:
-        """Say whether the newest set is older than `max_key_age_s`. Raises LogUnavailable, KeyFileError."""
-        return self._clock_s() - self._read().sets[-1].created_s > max_key_age_s
+        """Say whether the newest set in force is older than `max_key_age_s`. Raises LogUnavailable, KeyFileError."""
+        return self._clock_s() - self._read().active[-1].created_s > max_key_age_s
 
     def _read(self) -> _KeyFile:
         with _typed_errors(), os.fdopen(os.open(self._path, os.O_RDONLY | os.O_CLOEXEC), "rb") as file:
@@ -212,11 +241,17 @@ class FileCheckpointSigner(CheckpointSigner):
             yield self._read()
 
 
-def _new_set(now_s: int, random_bytes: Callable[[int], bytes]) -> _KeySet:
+def keys_event(keys: Sequence[VerifierKey]) -> EventFacts:
+    """Say in a `log_event` receipt that these keys sign from now on."""
+    return EventFacts(KEYS_EVENT, {"verifier_keys": [key.text for key in keys]})
+
+
+def _new_set(now_s: int, random_bytes: Callable[[int], bytes], state: Literal["pending", "active"]) -> _KeySet:
     ed25519, ml_dsa = random_bytes(SEED_BYTES), random_bytes(SEED_BYTES)
     return _KeySet(
         created_s=now_s,
-        retired=False,
+        state=state,
+        introduced_size=0,
         ed25519_public=Ed25519PrivateKey.from_private_bytes(ed25519).public_key().public_bytes_raw(),
         ml_dsa_44_public=MLDSA44PrivateKey.from_seed_bytes(ml_dsa).public_key().public_bytes_raw(),
         ed25519_seed=ed25519,

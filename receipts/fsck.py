@@ -19,6 +19,7 @@ from receipts.merkle import ProofError
 from receipts.signed_note import NoteError, NoteVerifier
 from receipts.sth import HeadChainBroken, HeadChainVerifier, SignedTreeHead
 from receipts.sth_store import MAX_HEADS, SthStore
+from receipts.store import PrunedReceipt
 from receipts.tile import TileError
 from receipts.tile_store import TileStore, read_tile
 from receipts.tiled_tree import TiledTree
@@ -35,10 +36,15 @@ TAKE_AFTER_RECEIPTS: Final = 4096
 
 @dataclass(frozen=True, slots=True)
 class FsckReport:
-    """What was found to be whole. `integrated`: receipts below the newest head; the others wait for the next."""
+    """What was found to be whole.
+
+    `integrated`: receipts below the newest head; the others wait for the next. `pruned`: receipts whose payload was
+    dropped; of these only the hash was checked.
+    """
 
     receipts: int
     integrated: int
+    pruned: int
     writers: int
     heads: int
     last_head: SignedTreeHead | None
@@ -72,10 +78,21 @@ def check_log(
     return FsckReport(
         receipts=check.count,
         integrated=0 if last is None else last.size,
+        pruned=check.pruned,
         writers=len(check.chains.writers),
         heads=0 if last is None else last.number,
         last_head=last,
     )
+
+
+class _Chains(ChainVerifier):
+    """Chains in which payloads were dropped: the hash of such a receipt still links the next one to it."""
+
+    def add_pruned(self, receipt: PrunedReceipt) -> None:
+        wseq = self.writers.get(receipt.writer, 0)
+        if receipt.wseq != wseq + 1:
+            raise ChainBroken(f"writer {receipt.writer}: {receipt.wseq} follows {wseq}")
+        self._tails[receipt.writer] = (receipt.wseq, receipt.leaf_hash)
 
 
 class _Check:
@@ -83,8 +100,9 @@ class _Check:
 
     def __init__(self, tiles: TileStore, heads: Iterator[SignedTreeHead], size: int) -> None:
         self.tree = TiledTree()
-        self.chains = ChainVerifier()
+        self.chains = _Chains()
         self.count = 0
+        self.pruned = 0
         self._tiles = tiles
         self._size = size
         self._heads = heads
@@ -94,19 +112,29 @@ class _Check:
     def add(self, receipt: StoredReceipt) -> None:
         if receipt.seq != self.count + 1:
             raise StoreCorrupt(f"receipt {self.count + 1} is missing")
+        self._follow_chain(receipt)
+        self.count += 1
+        if self.count > self._size:
+            return
+        if isinstance(receipt, PrunedReceipt):
+            self.pruned += 1
+            self.tree.append_pruned(receipt.leaf_hash)
+        else:
+            self.tree.append(receipt.raw)
+        self._compare_heads()
+        if self.count == self._size or self.count % TAKE_AFTER_RECEIPTS == 0:
+            self._compare_tiles(partial=self.count == self._size)
+
+    def _follow_chain(self, receipt: StoredReceipt) -> None:
         try:
+            if isinstance(receipt, PrunedReceipt):
+                self.chains.add_pruned(receipt)
+                return
             parsed = self.chains.add(receipt.raw)
         except (ReceiptFormatError, ChainBroken) as error:
             raise StoreCorrupt(f"receipt {receipt.seq}: {error}") from error
         if (parsed.id, parsed.writer, parsed.wseq) != (receipt.id, receipt.writer, receipt.wseq):
             raise StoreCorrupt(f"receipt {receipt.seq} is stored under what it does not say")
-        self.count += 1
-        if self.count > self._size:
-            return
-        self.tree.append(receipt.raw)
-        self._compare_heads()
-        if self.count == self._size or self.count % TAKE_AFTER_RECEIPTS == 0:
-            self._compare_tiles(partial=self.count == self._size)
 
     def finish(self) -> None:
         if self.tree.size < self._size or self._next is not None:

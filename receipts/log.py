@@ -32,11 +32,13 @@ from receipts.checkpoint import (
 from receipts.cosignature import note_verifier
 from receipts.errors import StoreCorrupt, StoreError
 from receipts.log_errors import LogBusy, LogForked, LogUnavailable
+from receipts.merkle import leaf_hash
 from receipts.merkle_prove import prove_consistency, subtree_root
 from receipts.signed_note import NoteError, NoteVerifier, SignedNote, parse_note
 from receipts.sth import HeadChainBroken, SignedTreeHead, note_hash, tree_head, verify_head
 from receipts.sth_store import SthStore
-from receipts.tile import ENTRIES, TILE_WIDTH, TileError, split_entries
+from receipts.store import PrunedReceipt, StoredReceipt
+from receipts.tile import ENTRIES, TILE_WIDTH, Tile, split_hashes
 from receipts.tile_store import DirectoryTileStore, TileStore
 from receipts.tiled_tree import TiledTree, TileNodes, read_stored
 
@@ -174,6 +176,17 @@ class LogWriter:
         """The last head that this object knows to be durable; any thread may read it."""
         return self._head
 
+    def drop_entries(self, pruned_to: int) -> None:
+        """Drop every full entry bundle of receipts up to `seq` `pruned_to`, whose payloads the store dropped.
+
+        A bundle that also holds a later receipt stays as it is. Hash tiles stay, so every proof still verifies.
+        Raises ValueError when these receipts are not all in the newest head, LogUnavailable.
+        """
+        if not 0 <= pruned_to <= self._size():
+            raise ValueError("only receipts in the log can be dropped from it")
+        for index in range(pruned_to // TILE_WIDTH):
+            self._tiles.drop(Tile(ENTRIES, index))
+
     def close(self) -> None:
         """Close everything and let another writer in; what was read since the last head is read again then."""
         self._heads.close()
@@ -200,6 +213,8 @@ class LogWriter:
         for receipt in receipts:
             if receipt.seq != tree.size + 1:
                 raise StoreCorrupt(f"receipt {tree.size + 1} is missing from the store")
+            if isinstance(receipt, PrunedReceipt):
+                raise StoreCorrupt(f"receipt {receipt.seq} was pruned before it was in the log")
             tree.append(receipt.raw)
             self._unpublished_bytes += len(receipt.raw)
         if len(receipts) < limit and tree.size < self._least_size:
@@ -313,16 +328,13 @@ class LogWriter:
         return tree
 
     def _check_receipts(self, size: int) -> None:
-        """Check that the last bundle of entries is what the store has there: a store set back would show here."""
+        """Check that the last tile of leaves is that of the store's receipts: a store set back would show here."""
         if size == 0:
             return
         index = (size - 1) // TILE_WIDTH
-        try:
-            entries = split_entries(*read_stored(self._tiles, ENTRIES, index, size))
-        except TileError as error:
-            raise StoreCorrupt(f"the last entry bundle: {error}") from error
-        receipts = self._store.read(index * TILE_WIDTH, len(entries))
-        if [receipt.raw for receipt in receipts] != entries:
+        leaves = split_hashes(*read_stored(self._tiles, 0, index, size))
+        receipts = self._store.read(index * TILE_WIDTH, len(leaves))
+        if [leaf_of(receipt) for receipt in receipts] != leaves:
             raise LogForked(f"the store does not have the receipts of the log up to {size}")
 
     def _check_published(self, published: bytes | None, head: SignedTreeHead) -> None:
@@ -330,6 +342,11 @@ class LogWriter:
         before = self._heads.read(head.number - 2, 1) if head.number > 1 else []
         if published is not None and published not in [each.note for each in before]:
             raise LogForked("the published checkpoint is not among the stored heads")
+
+
+def leaf_of(receipt: StoredReceipt) -> bytes:
+    """Give a receipt's leaf hash, also when its payload was dropped: 32 bytes."""
+    return receipt.leaf_hash if isinstance(receipt, PrunedReceipt) else leaf_hash(receipt.raw)
 
 
 def _take_lock(folder: Path) -> int:

@@ -30,3 +30,9 @@ class EntryUnknown(StoreError):
     """The log has no entry, head or tile there; it may have one later."""
 
     code = "entry_unknown"
+
+
+class EntryPruned(StoreError):
+    """The payloads of these entries were dropped; their hashes are still in the tree."""
+
+    code = "entry_pruned"

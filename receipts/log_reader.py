@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING
 
 from receipts.errors import StoreCorrupt
 from receipts.log import DATABASE_NAME
-from receipts.log_errors import EntryUnknown
+from receipts.log_errors import EntryPruned, EntryUnknown
 from receipts.merkle import ProofError
 from receipts.merkle_prove import prove_consistency, prove_inclusion, subtree_root
 from receipts.merkle_verify import verify_consistency, verify_inclusion
 from receipts.sth_store import SthStore
-from receipts.tile import Tile, TileError, tile_of
+from receipts.tile import ENTRIES, TILE_WIDTH, Tile, TileError, tile_of
 from receipts.tile_store import DirectoryTileStore, TileStore, read_tile
 from receipts.tiled_tree import TileCache, TileNodes, read_stored
 from receipts.tlog_proof import TlogProof
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from receipts.sth import SignedTreeHead
 
 
@@ -43,13 +45,18 @@ class InclusionProof:
 class LogReader:
     """Reads the log in `folder`. Any thread may use it. Raises StoreError when it cannot be opened.
 
+    `pruned_to`: the last `seq` whose payload is dropped, as `ReceiptStore.pruned_to` says.
+
     Every method raises LogUnavailable, ReceiptStoreUnavailable and StoreCorrupt.
     """
 
-    def __init__(self, folder: Path | str, *, tiles: TileStore | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, *, tiles: TileStore | None = None, pruned_to: Callable[[], int] = lambda: 0
+    ) -> None:
         self._tiles = DirectoryTileStore(folder) if tiles is None else tiles
         self.heads = SthStore(Path(folder) / DATABASE_NAME)
         self._cache = TileCache()
+        self._pruned_to = pruned_to
 
     def head(self) -> SignedTreeHead:
         """Return the newest head. Raises EntryUnknown before the first."""
@@ -96,7 +103,7 @@ class LogReader:
         """Return a hash tile or an entry bundle of the newest tree or, where partial, of an earlier one.
 
         A partial one that was dropped is cut from the full one. Raises EntryUnknown when there is none there, or no
-        head had it of this width.
+        head had it of this width; EntryPruned for a bundle of entries of which one has no payload any more.
         """
         size = self.head().size
         try:
@@ -105,6 +112,8 @@ class LogReader:
                 raise TileError("wider than the tree")
         except TileError as error:
             raise EntryUnknown(f"a tree of {size} entries has no {tile.path}") from error
+        if tile.level == ENTRIES and tile.index * TILE_WIDTH < self._pruned_to():
+            raise EntryPruned(f"payloads of {tile.path} were dropped")
         if tile in (current, tile.full):
             return read_stored(self._tiles, tile.level, tile.index, size)[1]
         try:

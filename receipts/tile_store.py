@@ -37,6 +37,9 @@ class TileStore(Protocol):
     def drop_partial(self, tile: Tile) -> None:
         """Drop every partial tile in the place of `tile`, which is there in full. Raises LogUnavailable."""
 
+    def drop(self, tile: Tile) -> None:
+        """Drop a tile for good, if it is there. Raises LogUnavailable."""
+
     def read_checkpoint(self) -> bytes | None:
         """Return the published checkpoint, None when there was none yet. Raises LogUnavailable."""
 
@@ -75,6 +78,14 @@ class DirectoryTileStore:
         """Remove the folder of partial tiles; see `TileStore.drop_partial`."""
         with _typed_errors(), contextlib.suppress(FileNotFoundError):
             shutil.rmtree(self._root / f"{tile.full.path}.p")
+
+    def drop(self, tile: Tile) -> None:
+        """Remove a tile's file; see `TileStore.drop`."""
+        path = self._root / tile.path
+        with _typed_errors():
+            if path.exists():
+                path.unlink(missing_ok=True)
+                _sync_folder(path.parent)
 
     def read_checkpoint(self) -> bytes | None:
         """Read the checkpoint; see `TileStore.read_checkpoint`."""

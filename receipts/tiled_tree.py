@@ -124,6 +124,7 @@ class TiledTree:
         self._edge: dict[int, list[bytes]] = {}  # By level, the hashes (or entries) of the tile not yet full.
         self._full: list[tuple[Tile, bytes]] = []
         self._grown: set[int] = set()  # Levels whose edge changed since the last `take`.
+        self._pruned: set[int] = set()  # Bundles of which an entry is gone.
 
     @property
     def size(self) -> int:
@@ -136,9 +137,17 @@ class TiledTree:
 
     def append(self, entry: bytes) -> None:
         """Add an entry of up to `tile.MAX_ENTRY_BYTES`."""
+        self._append(entry, leaf_hash(entry))
+
+    def append_pruned(self, leaf: bytes) -> None:
+        """Add an entry of which only the leaf hash (32 bytes) is left; `take` does not give its bundle."""
+        self._pruned.add(self._tree.size // TILE_WIDTH)
+        self._append(b"", leaf)
+
+    def _append(self, entry: bytes, leaf: bytes) -> None:
         index = self._tree.size
         self._add(ENTRIES, index, entry)
-        for level, node in enumerate(self._tree.append(leaf_hash(entry))[::TILE_HEIGHT]):
+        for level, node in enumerate(self._tree.append(leaf)[::TILE_HEIGHT]):
             self._add(level, index >> (TILE_HEIGHT * level), node)
 
     def take(self, *, partial: bool = True) -> list[tuple[Tile, bytes]]:
@@ -154,7 +163,7 @@ class TiledTree:
                 if self._edge[level]
             ]
             self._grown.clear()
-        return new
+        return [each for each in new if each[0].level != ENTRIES or each[0].index not in self._pruned]
 
     def _count(self, level: int) -> int:
         return self.size >> (TILE_HEIGHT * max(level, 0))

@@ -131,6 +131,10 @@ class LogParts:
             each.close()
         self._open.clear()
 
+    def close_all_writers(self) -> None:
+        for each in [each for each in self._open if isinstance(each, LogWriter)]:
+            self.close_writer(each)
+
     def close_writer(self, writer: LogWriter) -> None:
         writer.close()
         self._open.remove(writer)

@@ -30,6 +30,9 @@ class MemoryTiles:
             if not name.is_partial or (name.level, name.index) != (tile.level, tile.index)
         }
 
+    def drop(self, tile: Tile) -> None:
+        self.tiles.pop(tile, None)
+
     def read_checkpoint(self) -> bytes | None:
         return self.checkpoint
 

@@ -23,7 +23,7 @@ RFC_THUMBPRINT = "kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k"
 def keys(tmp_path: Path) -> tuple[VerifierKey, ...]:
     create_key_file(tmp_path / "keys.json", ORIGIN, NOW_S, seeded("first"))
     signer = FileCheckpointSigner(tmp_path / "keys.json", lambda: NOW_S)
-    signer.rotate(seeded("second"))
+    signer.introduce(signer.prepare_rotation(seeded("second")), 1)
     return signer.verifier_keys()
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from receipts.checkpoint import HeadRequest, SignerRefused, TreeHead, compose_checkpoint, verify_checkpoint
-from receipts.checkpoint_keys import MAX_KEY_AGE_S, FileCheckpointSigner, KeyFileError, create_key_file
+from receipts.checkpoint_keys import MAX_KEY_AGE_S, FileCheckpointSigner, KeyFileError, create_key_file, keys_event
 from receipts.cosignature import note_verifier
 from receipts.log_errors import LogUnavailable
 from receipts.merkle import EMPTY_ROOT
 from receipts.merkle_prove import prove_consistency
-from receipts.signed_note import SignedNote
+from receipts.signed_note import SignedNote, parse_verifier_key
 from tests.support import merkle_reference as reference
 from tests.support.log_parts import NOW_S, ORIGIN, Clock, seeded
 
@@ -158,8 +158,11 @@ def _set(content: dict[str, Any], **members: Any) -> dict[str, Any]:
         lambda content: _set(content, ed25519_seed=None),
         lambda content: _set(content, ml_dsa_44_seed=None),
         lambda content: _set(content, ed25519_seed=None, ml_dsa_44_seed=None),
-        lambda content: _set(content, retired=True),
-        lambda content: _set(content, retired=True, ed25519_seed=None, ml_dsa_44_seed=None),
+        lambda content: _set(content, state="retired"),
+        lambda content: _set(content, state="retired", ed25519_seed=None, ml_dsa_44_seed=None),
+        lambda content: _set(content, state="pending"),
+        lambda content: _set(content, state="other"),
+        lambda content: _set(content, introduced_size=-1),
         lambda content: _set(content, ed25519_seed="AAAA"),
         lambda content: _set(content, ed25519_public="AAAA"),
         lambda content: _set(content, ml_dsa_44_public="AAAA"),
@@ -186,42 +189,78 @@ def test_no_seed_is_in_any_repr(signer: FileCheckpointSigner, path: Path) -> Non
     assert json.loads(path.read_text())["sets"][0]["ed25519_seed"] not in repr(content)
 
 
-def test_rotation_retires_the_old_keys_once_both_signed_one_durable_head(
+def test_a_rotation_ends_once_both_sets_signed_a_durable_head_over_the_entry_that_names_the_new_one(
     signer: FileCheckpointSigner, path: Path, clock: Clock
 ) -> None:
     clock.seconds += MAX_KEY_AGE_S
     assert not signer.rotation_due()
     clock.seconds += 1
     assert signer.rotation_due()
-    first = signed(signer, request(0, 3))
     old_keys = signer.verifier_keys()
-    signer.rotate(seeded("second"))
+    new_keys = signer.prepare_rotation(seeded("second"))
+    assert signer.prepare_rotation(seeded("again")) == new_keys
+    assert signer.verifier_keys() == old_keys
+    first = signed(signer, request(0, 3))
+    assert len(first.signatures) == 2
+    assert signer.rotation_due()
+
+    signer.introduce(new_keys, 5)
     assert not signer.rotation_due()
-    joint = signed(signer, request(3, 7))
-    keys = signer.verifier_keys()
-    assert keys[:2] == old_keys
-    assert len(joint.signatures) == len(set(keys)) == 4
-    signer.confirm(first)
+    assert signer.verifier_keys() == (*old_keys, *new_keys)
+    early, joint = signed(signer, request(3, 4)), signed(signer, request(4, 7))
+    assert len(joint.signatures) == len({*old_keys, *new_keys}) == 4
+    for too_early in (first, early):
+        signer.confirm(too_early)
+        assert len(signer.sign(request(3, 7))) == 4
     with pytest.raises(KeyFileError, match="earlier rotation"):
-        signer.rotate(seeded("third"))
+        signer.prepare_rotation(seeded("third"))
+
     signer.confirm(joint)
     signer.confirm(joint)
     last = signed(signer, request(3, 7))
-    assert signer.verifier_keys() == keys
-    for note, trusted in ((first, keys[:2]), (joint, keys[:2]), (joint, keys[2:]), (last, keys[2:])):
+    assert signer.verifier_keys() == (*old_keys, *new_keys)
+    for note, trusted in ((first, old_keys), (joint, old_keys), (joint, new_keys), (last, new_keys)):
         verify_checkpoint(note.data, [note_verifier(key) for key in trusted], ORIGIN)
     with pytest.raises(ValueError, match="missing"):
-        verify_checkpoint(last.data, [note_verifier(key) for key in keys[:2]], ORIGIN)
-    retired, in_force = json.loads(path.read_text())["sets"]
+        verify_checkpoint(last.data, [note_verifier(key) for key in old_keys], ORIGIN)
+    retired, active = json.loads(path.read_text())["sets"]
     assert retired["ed25519_seed"] is retired["ml_dsa_44_seed"] is None
-    assert in_force["ed25519_seed"] is not None
+    assert None not in active.values()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    signer.rotate(seeded("third"))
+    signer.prepare_rotation(seeded("third"))
+
+
+def test_a_head_that_only_one_set_signed_retires_nothing(signer: FileCheckpointSigner) -> None:
+    signer.introduce(signer.prepare_rotation(seeded("second")), 1)
+    note = signed(signer, request(3, 7))
+    for left_out in range(4):
+        lines = tuple(line for place, line in enumerate(note.signatures) if place != left_out)
+        signer.confirm(SignedNote(note.text, lines))
+    assert len(signer.sign(request(3, 7))) == 4
+
+
+def test_only_the_pending_set_is_introduced(signer: FileCheckpointSigner) -> None:
+    old_keys = signer.verifier_keys()
+    with pytest.raises(KeyFileError):
+        signer.introduce(old_keys, 1)
+    new_keys = signer.prepare_rotation(seeded("second"))
+    for keys, size in ((old_keys, 1), (new_keys[:1], 1), ((), 1), (new_keys, 0), (new_keys, 2**63)):
+        with pytest.raises(KeyFileError):
+            signer.introduce(keys, size)
+    signer.introduce(new_keys, 1)
+    with pytest.raises(KeyFileError):
+        signer.introduce(new_keys, 1)
+
+
+def test_the_event_names_keys_as_verifiers_read_them(signer: FileCheckpointSigner) -> None:
+    event = keys_event(signer.verifier_keys())
+    assert event.name == "log_keys_added"
+    assert tuple(parse_verifier_key(text) for text in event.facts["verifier_keys"]) == signer.verifier_keys()
 
 
 def test_a_rotation_by_another_process_takes_effect(signer: FileCheckpointSigner, path: Path, clock: Clock) -> None:
     other = FileCheckpointSigner(path, clock.now_s)
-    other.rotate(seeded("second"))
+    other.introduce(other.prepare_rotation(seeded("second")), 1)
     assert len(signer.sign(request(0, 3))) == 4
 
 
@@ -234,7 +273,7 @@ def test_a_rotation_that_cannot_be_stored_changes_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(LogUnavailable):
-            signer.rotate(seeded("second"))
+            signer.prepare_rotation(seeded("second"))
     assert len(signer.sign(request(0, 3))) == 2
 
 
