@@ -22,14 +22,26 @@ class ChainVerifier:
         writer.
         """
         receipt = parse_receipt(raw)
-        tail = self._tails.get(receipt.writer)
-        wseq, prev = (0, None) if tail is None else (tail[0], tail[1].hex())
-        if receipt.wseq != wseq + 1:
-            raise ChainBroken(f"writer {receipt.writer}: {receipt.wseq} follows {wseq}")
-        if receipt.prev != prev:
-            raise ChainBroken(f"writer {receipt.writer}: prev of {receipt.wseq} is not the hash of {wseq}")
+        before = self._check_place(receipt.writer, receipt.wseq)
+        if receipt.prev != (None if before is None else before.hex()):
+            raise ChainBroken(f"writer {receipt.writer}: prev of {receipt.wseq} is not the hash of {receipt.wseq - 1}")
         self._tails[receipt.writer] = (receipt.wseq, leaf_hash(raw))
         return receipt
+
+    def add_pruned(self, writer: str, wseq: int, leaf: bytes) -> None:
+        """Take the leaf hash (32 bytes) of a receipt whose bytes were dropped; the writer's next one vouches for it.
+
+        Raises ChainBroken when it is not the next of its writer.
+        """
+        self._check_place(writer, wseq)
+        self._tails[writer] = (wseq, leaf)
+
+    def _check_place(self, writer: str, wseq: int) -> bytes | None:
+        """Return the hash of the writer's receipt before `wseq`, None for its first."""
+        before, leaf = self._tails.get(writer, (0, None))
+        if wseq != before + 1:
+            raise ChainBroken(f"writer {writer}: {wseq} follows {before}")
+        return leaf
 
     @property
     def writers(self) -> dict[str, int]:

@@ -49,3 +49,7 @@ class ReceiptTooLarge(StoreError):
 
 class ReceiptFormatError(ValueError):
     """The bytes are not a canonical receipt of a known version. Messages name the field, never its value."""
+
+
+class StoreUrlError(ValueError):
+    """The URL names no receipt store. Messages never quote it: it may hold a password."""

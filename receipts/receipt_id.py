@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final, NewType
 
 ReceiptId = NewType("ReceiptId", str)
@@ -14,7 +15,13 @@ ID_RANDOM_BYTES: Final = 10
 RECEIPT_ID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\Z"
 WRITER_ID_PATTERN: Final = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z"
 
+_RECEIPT_ID: Final = re.compile(RECEIPT_ID_PATTERN)
 _MAX_TIME_MS: Final = 2**48 - 1
+
+
+def is_receipt_id(text: str) -> bool:
+    """Tell whether `text` has the form of a receipt id."""
+    return _RECEIPT_ID.match(text) is not None
 
 
 def new_receipt_id(time_ms: int, random: bytes) -> ReceiptId:

@@ -48,6 +48,42 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         BEGIN SELECT RAISE (ABORT, 'receipts are append-only'); END
         """,
     ),
+    # 2: payloads can be dropped, by one narrow path: see receipts.prune.
+    (
+        "CREATE INDEX receipts_pruned ON receipts (seq) WHERE length(raw) = 0",
+        """
+        CREATE TABLE prunings (
+            event_seq INTEGER PRIMARY KEY REFERENCES receipts (seq),
+            up_to_seq INTEGER NOT NULL CHECK (up_to_seq >= 1 AND up_to_seq < event_seq)
+        ) STRICT
+        """,
+        """
+        CREATE TRIGGER prunings_are_recorded BEFORE INSERT ON prunings
+        WHEN NOT EXISTS (SELECT 1 FROM receipts WHERE seq = NEW.event_seq AND kind = 'log_event')
+        BEGIN SELECT RAISE (ABORT, 'a pruning is recorded by a log_event receipt'); END
+        """,
+        """
+        CREATE TRIGGER prunings_keep_rows BEFORE DELETE ON prunings
+        BEGIN SELECT RAISE (ABORT, 'prunings are append-only'); END
+        """,
+        """
+        CREATE TRIGGER prunings_keep_values BEFORE UPDATE ON prunings
+        BEGIN SELECT RAISE (ABORT, 'prunings are append-only'); END
+        """,
+        "DROP TRIGGER receipts_keep_values",
+        """
+        CREATE TRIGGER receipts_keep_values BEFORE UPDATE ON receipts
+        WHEN NOT (
+            length(NEW.raw) = 0 AND NEW.trace_id IS NULL
+            AND NEW.seq IS OLD.seq AND NEW.id IS OLD.id AND NEW.writer IS OLD.writer AND NEW.wseq IS OLD.wseq
+            AND NEW.time_ms IS OLD.time_ms AND NEW.kind IS OLD.kind AND NEW.decision IS OLD.decision
+            AND NEW.reason IS OLD.reason AND NEW.status IS OLD.status
+            AND NEW.idempotency_key IS OLD.idempotency_key AND NEW.leaf_hash IS OLD.leaf_hash
+            AND EXISTS (SELECT 1 FROM prunings WHERE up_to_seq >= OLD.seq)
+        )
+        BEGIN SELECT RAISE (ABORT, 'receipts are append-only'); END
+        """,
+    ),
 )
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, StoreError
+from receipts.receipt_id import is_receipt_id
 from receipts.sealed_batch import seal_batch
 from receipts.sqlite_file import OpenFile, close, connect, create_private, open_file, try_begin, typed_errors
 from receipts.sqlite_schema import migrate
@@ -25,7 +26,7 @@ from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, MAX_READ, Appended, S
 from receipts.turnstile import Turnstile, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from receipts.receipt import ReceiptDraft
     from receipts.receipt_id import ReceiptId, WriterId
@@ -44,6 +45,14 @@ _BY_KEY: Final = _SELECT + "WHERE idempotency_key = ?"
 _LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT ?"
 _READ: Final = _SELECT + "WHERE seq > ? ORDER BY seq LIMIT ?"
 _TAIL: Final = "SELECT wseq, leaf_hash FROM receipts WHERE writer = ? ORDER BY wseq DESC LIMIT 1"
+_PRUNED_TO: Final = "SELECT coalesce(max(up_to_seq), 0) FROM prunings"
+_FIRST_SINCE: Final = "SELECT min(seq) FROM receipts WHERE seq > ? AND seq <= ? AND time_ms >= ?"
+_DROP: Final = """
+    WITH done (seq) AS (SELECT coalesce(max(seq), 0) FROM receipts WHERE length(raw) = 0),
+         last (seq) AS (SELECT min(done.seq + :limit, (SELECT coalesce(max(up_to_seq), 0) FROM prunings)) FROM done)
+    UPDATE receipts SET raw = x'', trace_id = NULL
+    WHERE seq > (SELECT seq FROM done) AND seq <= (SELECT seq FROM last)
+"""
 _INSERT: Final = """
     INSERT INTO receipts (id, writer, wseq, time_ms, kind, trace_id, decision, reason, status,
                           idempotency_key, leaf_hash, raw)
@@ -113,7 +122,7 @@ class SqliteReceiptStore:
 
     def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
         """Find a receipt by id; see `ReceiptStore.get`."""
-        rows = self._fetch(_BY_ID, (receipt_id,))
+        rows = self._fetch(_BY_ID, (receipt_id,)) if is_receipt_id(receipt_id) else []
         return receipt_of(rows[0]) if rows else None
 
     def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
@@ -132,6 +141,30 @@ class SqliteReceiptStore:
         if not 1 <= limit <= MAX_READ:
             raise ValueError(f"limit is 1 to {MAX_READ}")
         return [receipt_of(row) for row in self._fetch(_READ, (after_seq, limit))]
+
+    def pruned_to(self) -> int:
+        """Return the last place without a payload; see `ReceiptStore.pruned_to`."""
+        return cast("int", self._fetch(_PRUNED_TO, ())[0][0])
+
+    def first_since(self, time_ms: int, after_seq: int, limit: int) -> int | None:
+        """Find the first receipt of `time_ms` or later; see `PrunableStore.first_since`."""
+        return cast("int | None", self._fetch(_FIRST_SINCE, (after_seq, after_seq + limit, time_ms))[0][0])
+
+    def permit_pruning(self, event_seq: int, up_to_seq: int) -> None:
+        """Permit dropping payloads; see `PrunableStore.permit_pruning`."""
+        with self._transaction() as connection:
+            connection.execute("INSERT INTO prunings VALUES (?, ?)", (event_seq, up_to_seq))
+
+    def drop_payloads(self, limit: int) -> int:
+        """Drop payloads, oldest first; see `PrunableStore.drop_payloads`."""
+        with self._transaction() as connection:
+            connection.execute("PRAGMA secure_delete = ON")  # Overwritten with zeros, not left in free pages.
+            dropped = connection.execute(_DROP, {"limit": limit}).rowcount
+        if dropped == 0:
+            # The last copies are in the write-ahead log. A reader in another process may keep them there for now.
+            with typed_errors(), contextlib.closing(connect(self._path, self._busy_timeout_ms)) as connection:
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return dropped
 
     def check(self) -> None:
         """Raise unless the write lock and `MIN_FREE_BYTES` of disk can be had; see `ReceiptStore.check`."""
@@ -159,6 +192,18 @@ class SqliteReceiptStore:
     def _close_reading(self) -> None:
         file, self._reading = self._reading, None
         close(None if file is None else file.connection)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """Hold the write lock and commit at the end; after an error, close what writes."""
+        try:
+            with typed_errors():
+                connection = self._begin().connection
+                yield connection
+                connection.execute("COMMIT")
+        except BaseException:
+            self.close_writer()
+            raise
 
     def _begin(self) -> OpenFile:
         """Open what is not open, wait our turn, and take the write lock."""

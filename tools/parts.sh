@@ -2,7 +2,7 @@
 # Install the real components that this machine lacks, through its own package manager (Debian and kin).
 #
 #   tools/parts.sh                         everything the checks and tests use
-#   tools/parts.sh redis haproxy libssl-dev    only these
+#   tools/parts.sh redis postgresql haproxy    only these
 #
 # One line per part: present, installed, or could not. The exit status is 1 when a named part could not be had.
 # Works as root or with a sudo that asks no password; every step is bounded in time.
@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis haproxy nghttp2-client wrk)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk)
 
 # The Debian package of a part.
 package_of() {
@@ -30,6 +30,7 @@ is_present() {
         libssl-dev) test -e /usr/include/openssl/ssl.h || test -n "$(find /usr/include -path '*openssl/ssl.h' -print -quit 2>/dev/null)" ;;
         redis-server) command -v redis-server >/dev/null ;;
         nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
+        postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
         gcc | make | haproxy | wrk | valgrind | curl | openssl) command -v "$1" >/dev/null ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;

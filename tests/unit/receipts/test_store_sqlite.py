@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import resource
 import sqlite3
@@ -12,19 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from receipts import sqlite_file
-from receipts.chain import ChainVerifier
 from receipts.errors import (
-    ReceiptFormatError,
     ReceiptStoreUnavailable,
-    ReceiptTooLarge,
     StoreCorrupt,
-    StoreError,
 )
-from receipts.facts import PolicyFacts
-from receipts.receipt import leaf_hash, parse_receipt
-from receipts.receipt_id import ReceiptId, WriterId
-from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, StoredReceipt, WriterTail
+from receipts.receipt_id import WriterId
+from receipts.store import WriterTail
 from receipts.store_sqlite import SqliteReceiptStore
+from tests.support.receipt_checks import stored, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,168 +27,6 @@ if TYPE_CHECKING:
     from receipts.receipt import ReceiptDraft
 
 OTHER_WRITER = WriterId("11111111-2222-4333-8444-555555555555")
-KEY = (1_763_712_000_000).to_bytes(8, "big") + b"k" * 24
-
-
-def verify(store: SqliteReceiptStore) -> int:
-    """Check every chain in the store and that `seq` has no gap; return the number of receipts."""
-    chains, count = ChainVerifier(), 0
-    while rows := store.read(count, 1000):
-        for row in rows:
-            count += 1
-            receipt = chains.add(row.raw)
-            assert (row.seq, row.id, row.wseq, row.writer) == (count, receipt.id, receipt.wseq, receipt.writer)
-    return count
-
-
-def stored(outcome: object) -> StoredReceipt:
-    assert isinstance(outcome, StoredReceipt), outcome
-    return outcome
-
-
-def test_receipts_come_back_as_they_were_sealed(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    drafts = [make_draft(), make_draft(decision="deny", reason="nonce_replay", status=401)]
-    appended = store.append(drafts, WriterTail(writer))
-    one, two = (stored(outcome) for outcome in appended.outcomes)
-    assert (one.seq, one.wseq, one.decision, one.reason, one.status, one.duplicate) == (
-        1,
-        1,
-        "allow",
-        "allowed",
-        None,
-        False,
-    )
-    assert (two.seq, two.wseq, two.decision, two.reason, two.status) == (2, 2, "deny", "nonce_replay", 401)
-    assert parse_receipt(two.raw).prev == leaf_hash(one.raw).hex()
-    assert appended.tail == WriterTail(writer, 2, leaf_hash(two.raw)) == store.writer_tail(writer)
-    assert store.get(drafts[0].id) == one
-    assert store.latest(5) == [two, one]
-    assert store.latest(1) == [two]
-    assert store.read(1, 5) == [two]
-    assert verify(store) == 2
-
-
-def test_every_kind_can_be_stored(store: SqliteReceiptStore, examples: Any, writer: WriterId) -> None:
-    appended = store.append(list(examples.values()), WriterTail(writer))
-    kinds = [parse_receipt(stored(outcome).raw).__struct_config__.tag for outcome in appended.outcomes]
-    assert kinds == list(examples)
-    summary = stored(appended.outcomes[3])
-    assert (summary.decision, summary.reason, summary.status) == (None, None, None)
-    assert verify(store) == 5
-
-
-def test_what_was_never_stored_is_not_found(store: SqliteReceiptStore, writer: WriterId) -> None:
-    assert store.get(ReceiptId("019aa56d-607b-7abc-8abc-0123456789ab")) is None
-    assert store.by_idempotency_key(KEY) is None
-    assert store.latest(10) == []
-    assert store.read(0, 10) == []
-    assert store.writer_tail(writer) == WriterTail(writer, 0, None)
-
-
-def test_writers_have_chains_of_their_own_in_one_order(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    tails = {each: WriterTail(each) for each in (writer, OTHER_WRITER)}
-    for each in (writer, OTHER_WRITER, OTHER_WRITER, writer):
-        tails[each] = store.append([make_draft()], tails[each]).tail
-    assert [(row.writer, row.wseq) for row in store.read(0, 9)] == [
-        (writer, 1),
-        (OTHER_WRITER, 1),
-        (OTHER_WRITER, 2),
-        (writer, 2),
-    ]
-    assert verify(store) == 4
-
-
-def test_a_key_stored_already_gives_the_stored_receipt(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    first = stored(store.append([make_draft(idempotency_key=KEY)], WriterTail(writer)).outcomes[0])
-    again = store.append(
-        [make_draft(idempotency_key=KEY, decision="deny", reason="policy_denied", status=403)], WriterTail(OTHER_WRITER)
-    )
-    assert again.outcomes == (dataclasses.replace(first, duplicate=True),)
-    assert again.tail == WriterTail(OTHER_WRITER)
-    assert store.by_idempotency_key(KEY) == first
-    assert verify(store) == 1
-
-
-def test_a_key_twice_in_one_batch_is_stored_once_and_the_chain_closes_up(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    drafts = [
-        make_draft(),
-        make_draft(idempotency_key=KEY),
-        make_draft(idempotency_key=KEY),
-        make_draft(),
-        make_draft(),
-    ]
-    appended = store.append(drafts, WriterTail(writer))
-    rows = [stored(outcome) for outcome in appended.outcomes]
-    assert [row.wseq for row in rows] == [1, 2, 2, 3, 4]
-    assert [row.duplicate for row in rows] == [False, False, True, False, False]
-    assert rows[2].raw == rows[1].raw
-    assert appended.tail.wseq == 4
-    assert verify(store) == 4
-
-
-def test_a_draft_that_cannot_be_sealed_harms_no_other(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    drafts = [
-        make_draft(),
-        make_draft(reason="Not A Token"),
-        make_draft(policy=PolicyFacts("0" * 64, {"pad": "x" * 70_000})),
-        make_draft(),
-    ]
-    appended = store.append(drafts, WriterTail(writer))
-    assert [type(outcome) for outcome in appended.outcomes] == [
-        StoredReceipt,
-        ReceiptFormatError,
-        ReceiptTooLarge,
-        StoredReceipt,
-    ]
-    assert appended.tail.wseq == 2
-    assert verify(store) == 2
-
-
-def test_an_id_used_twice_is_an_error_of_its_own(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    draft = make_draft()
-    appended = store.append([draft, draft, make_draft()], WriterTail(writer))
-    assert [type(outcome) for outcome in appended.outcomes] == [StoredReceipt, StoreError, StoredReceipt]
-    assert verify(store) == 2
-
-
-def test_a_chain_that_went_on_elsewhere_stores_nothing(
-    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    store.append([make_draft()], WriterTail(writer))
-    with pytest.raises(ReceiptStoreUnavailable, match="chain"):
-        store.append([make_draft()], WriterTail(writer))
-    assert verify(store) == 1
-    store.append([make_draft()], store.writer_tail(writer))
-    assert verify(store) == 2
-
-
-@pytest.mark.parametrize("number", [0, MAX_BATCH_RECEIPTS + 1])
-def test_batches_are_bounded(
-    number: int, store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft], writer: WriterId
-) -> None:
-    with pytest.raises(ValueError, match="a batch has"):
-        store.append([make_draft() for _ in range(number)], WriterTail(writer))
-
-
-@pytest.mark.parametrize("limit", [0, -1, MAX_LATEST + 1, 10_001])
-def test_reads_are_bounded(limit: int, store: SqliteReceiptStore) -> None:
-    with pytest.raises(ValueError, match="limit is"):
-        store.latest(limit)
-    if limit != MAX_LATEST + 1:
-        with pytest.raises(ValueError, match="limit is"):
-            store.read(0, limit)
 
 
 def test_files_are_the_owners_alone(
@@ -477,7 +309,9 @@ def test_a_database_that_is_not_ours_is_refused(make: Callable[[Path], None], tm
         SqliteReceiptStore(tmp_path / "a")
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
-    assert tables == ({"schema_migrations", "receipts"} if make is newer else {"theirs"} if make is foreign else set())
+    assert tables == (
+        {"schema_migrations", "receipts", "prunings"} if make is newer else {"theirs"} if make is foreign else set()
+    )
     assert before[:16] == (tmp_path / "a").read_bytes()[:16]
 
 
@@ -485,7 +319,7 @@ def test_the_schema_is_made_once_and_dated(tmp_path: Path) -> None:
     for _ in range(2):
         SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
-        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 42)]
+        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 42), (2, 42)]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -504,7 +338,7 @@ def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
-        assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,)]
+        assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,), (3,)]
         assert connection.execute("SELECT * FROM later").fetchall() == []
 
 
