@@ -8,12 +8,14 @@ anything else).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import json
 import os
 import re
 import signal
 import sys
+import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import uvicorn
@@ -24,13 +26,14 @@ from starlette.routing import Route
 
 from extproc.config import load_config
 from extproc.errors import ServerFault
+from extproc.outcome_watch import OutcomeWatch
 from extproc.readiness import not_ready_because, store_problem
 from receipts.errors import StoreError
 from receipts.receipt_id import ReceiptId
 from receipts.store_sqlite import SqliteReceiptStore
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from starlette.requests import Request
@@ -55,9 +58,14 @@ class AdminApp:
     """The handlers. `now_ms`: milliseconds since the epoch."""
 
     def __init__(
-        self, config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]
+        self,
+        config: FilterConfig,
+        store: ReceiptStore,
+        token: bytes | None,
+        now_ms: Callable[[], int],
+        watch: OutcomeWatch,
     ) -> None:
-        self._config, self._store, self._token, self._now_ms = config, store, token, now_ms
+        self._config, self._store, self._token, self._now_ms, self._watch = config, store, token, now_ms, watch
         host = config.admin.host
         self._names = {*_LOCAL_NAMES, f"[{host}]" if ":" in host else host}
 
@@ -101,7 +109,7 @@ class AdminApp:
         return JSONResponse({"ready": not reasons, "reasons": reasons}, status)
 
     async def metrics(self, _request: Request) -> Response:
-        """Give the metrics of all workers, merged."""
+        """Give the metrics of all workers, merged, and what this process counts itself."""
         return Response(await asyncio.to_thread(self._collect), media_type=CONTENT_TYPE_LATEST)
 
     def _collect(self) -> bytes:
@@ -109,6 +117,7 @@ class AdminApp:
         directory = self._config.filter.socket_dir / "metrics"
         if directory.is_dir():
             multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
+        registry.register(self._watch)
         return generate_latest(registry)
 
     async def receipt(self, request: Request) -> Response:
@@ -152,14 +161,28 @@ def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> 
     return Response(json.dumps(body), status, headers, "application/problem+json")
 
 
+@contextlib.asynccontextmanager
+async def _followed(watch: OutcomeWatch) -> AsyncIterator[None]:
+    """Keep the watch going while the server serves."""
+    stop = threading.Event()
+    thread = threading.Thread(target=watch.follow, args=(stop,), name="outcome-watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        await asyncio.to_thread(thread.join, GRACE_S)
+
+
 async def _not_found(_request: Request, _error: Exception) -> Response:
     return problem(404, "There is nothing here.")
 
 
 def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> Starlette:
     """Build the ASGI application."""
-    admin = AdminApp(config, store, token, now_ms)
-    app = Starlette(routes=admin.routes(), exception_handlers={404: _not_found})
+    watch = OutcomeWatch(store, clock_ms=now_ms)
+    admin = AdminApp(config, store, token, now_ms, watch)
+    app = Starlette(routes=admin.routes(), exception_handlers={404: _not_found}, lifespan=lambda _app: _followed(watch))
     # A redirect would quote the Host that the client sent.
     app.router.redirect_slashes = False
     return app
