@@ -102,6 +102,7 @@ def listener(
     echo: bool = True,
     upstream_port: int | None = None,
     buffer_bytes: int | None = None,
+    connect_timeout_s: int = CONNECT_TIMEOUT_S,
 ) -> dict[str, Any]:
     """Build one listener on a free loopback port, with the exporter filter if `binding`, telling it if `echo`."""
     routes = _routes(echo=echo, upstream_port=upstream_port)
@@ -116,7 +117,7 @@ def listener(
         "http_filters": [*filters, router],
     }
     chain: dict[str, Any] = {
-        "transport_socket_connect_timeout": f"{CONNECT_TIMEOUT_S}s",
+        "transport_socket_connect_timeout": f"{connect_timeout_s}s",
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}],
     }
     if socket is not None:
