@@ -69,6 +69,20 @@ PATHS = (
     refused("path that only begins like the open route", Reason.NO_ROUTE, lambda a: a.send(a.request(f"/publicity/{a.marker}"))),
     refused("open route in capitals", Reason.NO_ROUTE, lambda a: a.send(a.request(f"/PUBLIC/{a.marker}"))),
     refused("guarded route in capitals", Reason.NO_ROUTE, lambda a: a.send(a.request(f"/PROTECTED/{a.marker}"))),
+    *(
+        refused(f"path of bytes that are not ASCII {tail!a}", Reason.AMBIGUOUS_PATH, lambda a, tail=tail: a.send(a.request(a.target(rest=tail))), HTTP2)
+        for tail in ("/caf\xe9", "/\xff/../x", "?caf\xe9", "/caf\xc3\xa9", "/\xc0\xae\xc0\xae/x")
+    ),
+    *(
+        refused(f"signed with {tail!a}, sent with other bytes", Reason.AMBIGUOUS_PATH, lambda a, tail=tail: a.send((r := a.signed(a.request(a.target(rest=tail)))).but(target=r.target.replace("!", "\xe9"))), HTTP2)
+        for tail in ("/caf!", "?caf!")
+    ),
+    *(
+        by_edge(f"target with {tail!a}", 400, lambda a, tail=tail: a.send(a.request(a.target(rest=tail))), HTTP1)
+        for tail in ("/caf\xe9", "?caf\xe9", "/\x7f", "/a b", "/\x01", "/a#b", "?a#b")
+    ),
+    by_edge("target with '#'", 400, lambda a: a.send(a.request(a.target(rest="/a#b"))), HTTP2),
+    by_edge("target with a blank", 0, lambda a: a.send(a.request(a.target(rest="/a b"))), HTTP2),
     refused("path of 9000 bytes", Reason.AMBIGUOUS_PATH, lambda a: a.send(a.request(a.target(rest="/" + "a" * 9000)))),
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ import pytest
 import redis
 
 from pch.client import Client
+from pch.client.challenge import ChallengeText, challenge_parts
 from pch.httpsig.message import RequestMessage
 from pch.httpsig.signature_base import signature_base
 from pch.httpsig.signature_input import parse_signature_input
@@ -23,7 +24,7 @@ from pch.proof import binding_header
 from tests.e2e.attack_accepted import BODY, COVERED
 from tests.e2e.attack_check import send_check
 from tests.e2e.attack_stage import WAIT_S, attack, body_of, wait_until
-from tests.e2e.attack_wire import Http1Session
+from tests.e2e.attack_wire import Http1Session, Http2Session
 from tests.support.filter_parts import KeyPair
 from tools.stack_config import REPOSITORY
 
@@ -229,6 +230,86 @@ def test_keys_come_and_go_on_every_worker_within_two_seconds(sqlite_stage: Stage
             assert (answer.reason or "allowed") == after
         (record,) = stage.seen_by_app()
         assert dict(record["headers"])["x-signet-subject"] == "newcomer"
+
+
+def epoch_of(challenge: str) -> int:
+    return challenge_parts(ChallengeText(challenge)).epoch
+
+
+def test_sealing_key_rotates_under_both_workers(sqlite_stage: Stage) -> None:
+    """Challenges of the former epoch stay good; those of the new one are good on the worker that did not seal them."""
+    stage = sqlite_stage
+    with attack(stage, "http2") as attacker:
+        former = attacker.challenge()
+        command = [sys.executable, "-m", "extproc", "rotate-sealing-key", "--config", str(stage.stack.files.toml)]
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=30)
+        assert {reason_on(stage, attacker, worker) for worker in (0, 1)} == {"allowed"}
+        assert attacker.send(attacker.signed(challenge=former)).status == 200
+        fresh = wait_until(
+            lambda: c if epoch_of(c := attacker.challenge()) > epoch_of(former) else None,
+            "challenges of the new epoch",
+        )
+        assert attacker.send(attacker.signed(challenge=fresh)).status == 200
+        assert len(stage.seen_by_app()) == 2
+
+
+# -- what stays secret
+
+
+def test_no_log_metric_or_receipt_holds_what_a_client_kept_for_the_app(sqlite_stage: Stage) -> None:
+    stage = sqlite_stage
+    secret = f"very-secret-{os.urandom(8).hex()}"
+    fields = (("cookie", f"c={secret}".encode()), ("authorization", f"Bearer {secret}".encode()))
+    with attack(stage, "http2") as attacker:
+        target = attacker.target(rest=f"?token={secret}")
+        request = attacker.signed(attacker.request(target, "POST", headers=fields, body=secret.encode()))
+        refused = attacker.send(request.flipped())
+        allowed = attacker.send(request)
+        assert (refused.reason, allowed.status) == ("bad_signature", 200)
+        assert secret not in refused.body.decode()
+    signature = request.field("signature").decode().split(":")[1]
+    sealing = [each["key_b64"] for each in json.loads((stage.var / "sealing.json").read_text())["epochs"]]
+    access_log = stage.stack.files.logs / "envoy.log"
+    wait_until(lambda: attacker.marker in access_log.read_text(), "Envoy writes its access log", 15)
+    logs = [path for path in stage.stack.files.logs.iterdir() if path != stage.stack.files.app_log]
+    texts = {path.name: path.read_text(errors="replace") for path in logs}
+    texts["metrics"] = stage.admin_text("/metrics").decode()
+    texts["receipts"] = stage.admin_text("/receipts/latest?limit=20").decode()
+    for name, text in texts.items():
+        for kept in (secret, signature, allowed.challenges[0], attacker.session.binding.hex(), *sealing):
+            assert kept not in text, f"{name} tells a secret"
+
+
+def test_files_and_sockets_of_the_filter_are_private(sqlite_stage: Stage) -> None:
+    names = ["sealing.json", "run/signet-0.sock", "run/signet-1.sock"]
+    names += [path.name for path in sqlite_stage.var.glob("*.sqlite3*")]
+    assert {"nonces.sqlite3", "receipts.sqlite3"} <= set(names)
+    modes = {name: oct((sqlite_stage.var / name).stat().st_mode & 0o777) for name in names}
+    assert modes == dict.fromkeys(names, "0o600")
+
+
+# -- a flood of refusals
+
+
+def test_flood_of_refusals_is_refused_and_counted_to_the_last_one(sqlite_stage: Stage) -> None:
+    """Past 200 receipts a second and worker the rest is counted in summaries (PCH §5); none is let through or lost."""
+    stage = sqlite_stage
+
+    def summarised() -> float:
+        lines = stage.admin_text("/metrics").decode().splitlines()
+        name = "signet_refusals_summarised_total "
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = summarised()
+    with attack(stage, "http2") as attacker:
+        session = attacker.session
+        assert isinstance(session, Http2Session)
+        answers = [answer for _ in range(16) for answer in session.send_all([attacker.request()] * 100)]
+        assert {answer.reason for answer in answers} == {"missing_signature"}
+        untold = sum(answer.receipt_id is None for answer in answers)
+        wait_until(lambda: summarised() - before == untold, "every refusal without a receipt is in a summary")
+        assert attacker.send(attacker.signed()).status == 200
+        assert len(stage.seen_by_app()) == 1
 
 
 @pytest.fixture
