@@ -98,7 +98,7 @@ class Supervisor:
         status = slot.process.poll()
         if status is None:
             return
-        multiprocess.mark_process_dead(slot.process.pid, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
+        multiprocess.mark_process_dead(slot.index, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
         lived_s = now_s - slot.started_s
         slot.backoff_s = MIN_BACKOFF_S if lived_s > STEADY_AFTER_S else min(slot.backoff_s * 2, MAX_BACKOFF_S)
         slot.restart_at_s = now_s + slot.backoff_s

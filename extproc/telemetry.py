@@ -6,14 +6,25 @@ process merges those of all workers. Labels only ever come from the configuratio
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
 if TYPE_CHECKING:
     from pch.reasons import Reason
 
 CHECK_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0)
+
+
+def keep_values_as(index: int) -> None:
+    """Keep the values of this process in files named for worker `index`, not for its process id.
+
+    A worker that starts again goes on where the last one stopped, and there are never more files than workers: by
+    process id each restart would leave some for ever. Before any metric is made; without effect outside a supervisor.
+    """
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        values.ValueClass = values.MultiProcessValue(lambda: index)  # type: ignore[no-untyped-call]
 
 
 class Telemetry:

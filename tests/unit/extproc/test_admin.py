@@ -333,6 +333,13 @@ def test_metrics_are_the_sum_of_all_workers_and_outlive_them() -> None:
             os.kill(victim, 9)
             until(lambda: folder.status(0).get("pid", victim) != victim, "worker 0 runs again")
             assert samples(client.get("/metrics").text, "signet_decisions_total") == expected, "a dead one's count on"
+            files = sorted(path.name for path in (folder.folder / "run" / "metrics").iterdir())
+            assert all(name.removesuffix(".db").endswith(("_0", "_1")) for name in files), "none is left by a restart"
+            with FilterCalls(folder.socket(0)) as calls:
+                folder.ask(calls)
+            (missing, allowed) = expected
+            again = samples(client.get("/metrics").text, "signet_decisions_total")
+            assert again == {missing: expected[missing] + 1, allowed: expected[allowed]}, "it goes on where it stopped"
 
 
 # -- the real process
