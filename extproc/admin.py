@@ -29,8 +29,8 @@ from extproc.errors import ServerFault
 from extproc.outcome_watch import OutcomeWatch
 from extproc.readiness import not_ready_because, store_problem
 from receipts.errors import StoreError
+from receipts.open_store import open_store
 from receipts.receipt_id import ReceiptId
-from receipts.store_sqlite import SqliteReceiptStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -207,7 +207,7 @@ def run_admin(config_path: Path) -> int:
     token = None
     if settings.bearer_token_file is not None:
         token = _read_token(settings.bearer_token_file)
-    app = build_app(config, SqliteReceiptStore(config.receipts.sqlite_path), token, now_ms)
+    app = build_app(config, open_store(config.receipts.url), token, now_ms)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -82,8 +82,8 @@ def load_config(path: Path, environ: Mapping[str, str]) -> FilterConfig:
     routes = _read_routes(path, document.get("route", []))
     base = path.absolute().parent
     resolved = {name: resolve_paths(each, base) for name, each in values.items()}
-    database = resolved["receipts"]["url"].removeprefix("sqlite:")
-    resolved["receipts"]["url"] = f"sqlite:{base / database}"
+    if (url := resolved["receipts"]["url"]).startswith("sqlite:"):
+        resolved["receipts"]["url"] = f"sqlite:{base / url.removeprefix('sqlite:')}"
     config = FilterConfig(
         path=path,
         **{name: section(**resolved[name]) for name, section in SECTIONS.items()},

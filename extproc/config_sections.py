@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extproc.config_fields import rule
 from extproc.config_kinds import Choice, FileMode, FilePath, Number, Text, Url
+from receipts.open_store import STORE_SCHEMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class NonceStoreSection:
 class ReceiptsSection:
     """`[receipts]`: the durable record of every decision."""
 
-    url: str = field(default="sqlite:receipts.sqlite3", repr=False, metadata=rule(Url(("sqlite",))))
+    url: str = field(default="sqlite:receipts.sqlite3", repr=False, metadata=rule(Url(STORE_SCHEMES)))
     timeout_ms: int = field(default=1000, metadata=rule(Number(1, 60_000, "milliseconds")))
     max_refusal_receipts_per_s: int = field(
         default=200, metadata=rule(Number(0, 100_000, "receipts per second and route"))
@@ -52,7 +53,7 @@ class ReceiptsSection:
 
     @property
     def sqlite_path(self) -> Path:
-        """Give the database file; absolute in a loaded configuration."""
+        """Give the database file of a `sqlite:` URL; absolute in a loaded configuration."""
         return Path(self.url.removeprefix("sqlite:"))
 
 

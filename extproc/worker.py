@@ -35,11 +35,11 @@ from extproc.readiness import store_problem
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
 from extproc.server import FilterServer
-from extproc.telemetry import Telemetry
+from extproc.telemetry import Telemetry, keep_values_as
 from receipts.errors import StoreError
+from receipts.open_store import open_store
 from receipts.receipt_id import ID_RANDOM_BYTES, WriterId, new_receipt_id
 from receipts.refusals import RefusalLimiter
-from receipts.store_sqlite import SqliteReceiptStore
 from receipts.writer import ReceiptWriter
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Worker:
         self._keyring = KeyringFile(config.keyring.path)
         self._sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
         self._nonce_store = open_nonce_store(config, now_ms)
-        self._store = SqliteReceiptStore(config.receipts.sqlite_path)
+        self._store = open_store(config.receipts.url)
         self._writer = ReceiptWriter(self._store, writer_id=WriterId(str(uuid.uuid4())))
         self._refusals = RefusalLimiter(config.receipts.max_refusal_receipts_per_s)
         parts = Parts(
@@ -245,5 +245,6 @@ async def _run(config_path: Path, index: int, lifeline_fd: int | None) -> None:
 
 def run_worker(config_path: Path, index: int, lifeline_fd: int | None) -> int:
     """Run one worker until it is told to stop. Returns the exit status."""
+    keep_values_as(index)
     uvloop.run(_run(config_path, index, lifeline_fd))
     return 0

@@ -47,9 +47,11 @@ class ReceiptTooLarge(StoreError):
     code = "receipt_too_large"
 
 
+class StoreUrlError(StoreError):
+    """The URL names no receipt store. Messages never quote it: it may hold a password."""
+
+    code = "store_url"
+
+
 class ReceiptFormatError(ValueError):
     """The bytes are not a canonical receipt of a known version. Messages name the field, never its value."""
-
-
-class StoreUrlError(ValueError):
-    """The URL names no receipt store. Messages never quote it: it may hold a password."""

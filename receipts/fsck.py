@@ -85,22 +85,12 @@ def check_log(
     )
 
 
-class _Chains(ChainVerifier):
-    """Chains in which payloads were dropped: the hash of such a receipt still links the next one to it."""
-
-    def add_pruned(self, receipt: PrunedReceipt) -> None:
-        wseq = self.writers.get(receipt.writer, 0)
-        if receipt.wseq != wseq + 1:
-            raise ChainBroken(f"writer {receipt.writer}: {receipt.wseq} follows {wseq}")
-        self._tails[receipt.writer] = (receipt.wseq, receipt.leaf_hash)
-
-
 class _Check:
     """The tree as it is computed again, compared with heads and tiles on the way."""
 
     def __init__(self, tiles: TileStore, heads: Iterator[SignedTreeHead], size: int) -> None:
         self.tree = TiledTree()
-        self.chains = _Chains()
+        self.chains = ChainVerifier()
         self.count = 0
         self.pruned = 0
         self._tiles = tiles
@@ -128,7 +118,7 @@ class _Check:
     def _follow_chain(self, receipt: StoredReceipt) -> None:
         try:
             if isinstance(receipt, PrunedReceipt):
-                self.chains.add_pruned(receipt)
+                self.chains.add_pruned(receipt.writer, receipt.wseq, receipt.leaf_hash)
                 return
             parsed = self.chains.add(receipt.raw)
         except (ReceiptFormatError, ChainBroken) as error:

@@ -1,6 +1,6 @@
 """A process that appends receipts and prints each id once it is told that the receipt is durable.
 
-Arguments: the store's path, how many receipts (0: until killed), how many at once, and "shared-keys" to give
+Arguments: the store's URL, how many receipts (0: until killed), how many at once, and "shared-keys" to give
 every third receipt an idempotency key that every process with the same arguments also uses.
 """
 
@@ -16,9 +16,9 @@ import time
 import uuid
 
 from receipts.facts import request_facts
+from receipts.open_store import open_store
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import ID_RANDOM_BYTES, WriterId, new_receipt_id
-from receipts.store_sqlite import SqliteReceiptStore
 from receipts.writer import ReceiptWriter
 
 
@@ -36,8 +36,8 @@ def draft(number: int, *, shared_keys: bool) -> ReceiptDraft:
     )
 
 
-async def main(path: str, total: int, at_once: int, *, shared_keys: bool) -> None:
-    store = SqliteReceiptStore(path, busy_timeout_ms=10_000)
+async def main(url: str, total: int, at_once: int, *, shared_keys: bool) -> None:
+    store = open_store(url, write_wait_ms=10_000)
     writer = ReceiptWriter(store, writer_id=WriterId(str(uuid.uuid4())))
     writer.start()
     numbers = iter(range(total)) if total else itertools.count()

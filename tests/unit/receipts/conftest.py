@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,16 +16,14 @@ from receipts.facts import (
     WindowFacts,
     request_facts,
 )
-from receipts.open_store import open_store
 from receipts.receipt import ReceiptDraft, idempotency_key
 from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
 from receipts.store_sqlite import SqliteReceiptStore
-from tests.support.postgres_server import PostgresServer
+from tests.support.store_fixtures import _postgres_session, any_store, postgres, postgres_url, store_url  # noqa: F401
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-
-    from receipts.store import PrunableStore
+    from pathlib import Path
 
 WRITER = WriterId("7c9e6679-7425-40de-944b-e07fc1f90ae7")
 TIME_MS = 1_763_712_000_123
@@ -167,47 +163,5 @@ def make_draft() -> Callable[..., ReceiptDraft]:
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[SqliteReceiptStore]:
     opened = SqliteReceiptStore(tmp_path / "receipts.sqlite3", busy_timeout_ms=5000)
-    yield opened
-    opened.close()
-
-
-@pytest.fixture(scope="session")
-def _postgres_session() -> Iterator[PostgresServer]:
-    # Not tmp_path: a UNIX socket's path is limited to 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="signet-") as folder:
-        server = PostgresServer(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop()
-
-
-@pytest.fixture
-def postgres(_postgres_session: PostgresServer) -> PostgresServer:
-    """A running server that the tests share; one that stops it starts it again."""
-    if _postgres_session.process is None:
-        _postgres_session.start()
-    return _postgres_session
-
-
-@pytest.fixture
-def postgres_url(postgres: PostgresServer) -> str:
-    """The URL of a database of the test's own, still empty."""
-    return postgres.new_database()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty store, once for each kind."""
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path / 'receipts.sqlite3'}"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture
-def any_store(store_url: str) -> Iterator[PrunableStore]:
-    """An empty store, once for each kind."""
-    opened = open_store(store_url, write_wait_ms=5000)
     yield opened
     opened.close()

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,13 +17,14 @@ from receipts.facts import PolicyFacts
 from receipts.receipt import leaf_hash, parse_receipt
 from receipts.receipt_id import ReceiptId, WriterId
 from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, PrunableStore, StoredReceipt, WriterTail
-from tests.support.receipt_checks import stored, verify
+from tests.support.receipt_checks import receipts_of, stored, verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from receipts.receipt import ReceiptDraft
 
+ROOT = Path(__file__).parents[3]
 OTHER_WRITER = WriterId("11111111-2222-4333-8444-555555555555")
 KEY = (1_763_712_000_000).to_bytes(8, "big") + b"k" * 24
 
@@ -166,3 +172,34 @@ def test_reads_are_bounded(limit: int, any_store: PrunableStore) -> None:
     if limit != MAX_LATEST + 1:
         with pytest.raises(ValueError, match="limit is"):
             any_store.read(0, limit)
+
+
+def test_processes_share_one_store(any_store: PrunableStore, store_url: str) -> None:
+    """Two processes write at once; keys that both use are stored once, and both hear of the same receipt."""
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "faults" / "receipt_store_process.py"),
+        store_url,
+        "150",
+        "8",
+        "shared-keys",
+    ]
+    processes = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) for _ in range(2)
+    ]
+    told: list[list[dict[str, Any]]] = []
+    for process in processes:
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0
+        told.append([json.loads(line) for line in output.splitlines()])
+    rows = list(receipts_of(any_store))
+    assert [len(lines) for lines in told] == [150, 150]
+    assert {line["id"] for lines in told for line in lines} == {row.id for row in rows}
+    by_key = [{line["key"]: line["id"] for line in lines if line["key"]} for lines in told]
+    assert by_key[0] == by_key[1]
+    assert len(by_key[0]) == 50
+    duplicates = sum(line["duplicate"] for lines in told for line in lines)
+    assert len(rows) == 300 - duplicates
+    assert duplicates == 50
+    assert len({row.writer for row in rows}) == 2
+    assert verify(any_store) == len(rows)
