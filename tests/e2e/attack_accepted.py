@@ -94,7 +94,7 @@ ACCEPTED: Final = (
     Accepted("further component by key", lambda a: noted(a, ComponentId("x-note", (("key", "a"),)))),
     Accepted("foreign signature beside", lambda a: with_foreign(a.signed())),
     Accepted("another label", lambda a: a.signed(label="sig1")),
-    Accepted("longest lifetime", lambda a: a.signed(lifetime_s=60)),
+    Accepted("short lifetime", lambda a: a.signed(lifetime_s=20)),
     Accepted("subject that the route names", lambda a: a.signed(a.request(a.target("/alice")), "alice"), subject="alice"),
     Accepted("route without binding", unbound, binding="none"),
     Accepted("40 KB of header fields", lambda a: a.signed(a.request(headers=(("x-big", b"b" * 40000),)))),
@@ -112,7 +112,7 @@ ACCEPTED: Final = (
 
 IN_THE_SKEW: Final = (
     Accepted("created a second ahead", lambda a: a.signed(created_in_s=1)),
-    Accepted("expires now", lambda a: a.signed(created_in_s=-30)),
+    Accepted("expires now", lambda a: a.signed(created_in_s=-60)),
 )
 """Good for two more seconds, so they are sent at once."""
 

@@ -166,7 +166,7 @@ CONTENT = (
 
 TIMES = (
     refused("created in the future", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(created_in_s=4))),
-    refused("expired", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(created_in_s=-40))),
+    refused("expired", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(created_in_s=-70))),
     refused("good for too long", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(lifetime_s=61))),
     refused("good for ever", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(expires=999_999_999_999_999))),
     refused("expires before created", Reason.EXPIRED_SIGNATURE, lambda a: a.send(a.signed(lifetime_s=-1))),

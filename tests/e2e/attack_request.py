@@ -24,7 +24,8 @@ Field = tuple[str, bytes]
 Edit = tuple[str, str]
 
 REQUEST_LINE = ("@method", "@authority", "@path", "@query")
-LIFETIME_S = 30
+LIFETIME_S = 60
+"""The longest that is allowed, so that a busy machine does not make a good request expire."""
 
 
 @dataclass(frozen=True, slots=True)

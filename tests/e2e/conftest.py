@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def sqlite_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with open_stage(tmp_path_factory.mktemp("s")) as stage:
         yield stage
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def redis_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with open_stage(tmp_path_factory.mktemp("r"), nonce_store="redis") as stage:
         yield stage
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def unbound_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with open_stage(tmp_path_factory.mktemp("u"), edge="native-none") as stage:
         yield stage

@@ -284,6 +284,19 @@ def answers(worker: Path, attacker: Attacker) -> bool:
         return False
 
 
+def test_retry_of_long_ago_counts_as_a_replay(stage: Stage, attacker: Attacker, spent_early: dict[int, Early]) -> None:
+    """The stored decision is good for 10 s; the wait is short when the other tests ran before."""
+    early = spent_early[id(stage)]
+    verdict = wait_until(
+        lambda: v if (v := ask(sockets(stage)[1], early.request, early.stream_id)).reason != "allowed" else None,
+        "a retry of long ago counts as a replay",
+        RETRY_WINDOW_MS / 1000 + 5,
+    )
+    assert verdict.reason == "nonce_replay"
+    assert time.monotonic() - early.spent_at_s >= RETRY_WINDOW_MS / 1000 - 0.1
+    assert ask(sockets(stage)[0], early.request, f"{attacker.marker}-2").reason == "nonce_replay"
+
+
 def test_replay_is_refused_while_and_after_a_worker_is_killed(stage: Stage, attacker: Attacker) -> None:
     request = attacker.signed()
     assert attacker.send(request).status == 200
@@ -310,16 +323,3 @@ def test_replay_is_refused_after_the_filter_was_restarted(stage: Stage, attacker
     assert ask(worker, spent, f"{attacker.marker}-2").reason == "nonce_replay"
     assert attacker.send(unspent).status == 200, "what was not spent before is good after it"
     assert len(stage.seen_by_app()) == 2
-
-
-def test_retry_of_long_ago_counts_as_a_replay(stage: Stage, attacker: Attacker, spent_early: dict[int, Early]) -> None:
-    """The stored decision is good for 10 s; the wait is short when the other tests ran before."""
-    early = spent_early[id(stage)]
-    verdict = wait_until(
-        lambda: v if (v := ask(sockets(stage)[1], early.request, early.stream_id)).reason != "allowed" else None,
-        "a retry of long ago counts as a replay",
-        RETRY_WINDOW_MS / 1000 + 5,
-    )
-    assert verdict.reason == "nonce_replay"
-    assert time.monotonic() - early.spent_at_s >= RETRY_WINDOW_MS / 1000 - 0.1
-    assert ask(sockets(stage)[0], early.request, f"{attacker.marker}-2").reason == "nonce_replay"
