@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from receipts.canonical_json import canonical
 from receipts.checkpoint import parse_checkpoint
 from receipts.checkpoint_jwks import verifier_jwks
-from receipts.handouts import Handout, Handouts
 from receipts.log_errors import EntryUnknown
+from receipts.log_notes import Handout, LogNotes
 from receipts.merkle import EMPTY_ROOT
 from receipts.pack_cbom import cbom
 from receipts.pack_errors import PackDateError, PackTooLarge
@@ -66,17 +66,15 @@ class PackSource:
 
     `keys`: every key that may have signed a head. `policy`: the policy bundle in force; receipts carry its SHA-256
     as `policy.digest`. `request_algorithms`: what requests may be signed with, for the bill of materials.
-    `rotations`: log indexes of the entries that introduced keys.
     """
 
     store: ReceiptStore
     lookup: ReceiptLookup
     reader: LogReader
-    handouts: Handouts
+    notes: LogNotes
     keys: tuple[VerifierKey, ...]
     policy: bytes
     request_algorithms: tuple[str, ...] = DEFAULT_REQUEST_ALGORITHMS
-    rotations: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +174,7 @@ def stream_pack(
     yield from zip_.add(PREDECESSORS, firsts.lines(nodes, plan.end))
     yield from zip_.add(MANIFEST, [_manifest(plan, zip_, firsts.pruned, _last_handout(source, plan))], packed=False)
     yield from zip_.finish()
-    source.handouts.add(Handout(plan.date, plan.end, plan.head.root.hex()))
+    source.notes.add_handout(Handout(plan.date, plan.end, plan.head.root.hex()))
 
 
 def write_pack(
@@ -221,7 +219,7 @@ def _leading_members(source: PackSource, plan: PackPlan, zip_: ZipStream) -> Ite
         ("keys/verifier-keys.txt", "".join(f"{key.text}\n" for key in keys).encode()),
     ):
         yield from zip_.add(name, [data])
-    yield from zip_.add("keys/rotations.jsonl", rotation_lines(source.store, source.reader, source.rotations, head))
+    yield from zip_.add("keys/rotations.jsonl", rotation_lines(source.reader, source.notes.rotations(), head))
     yield from zip_.add("policy/bundle", [source.policy])
     yield from zip_.add("policy/digest", [f"{policy}\n".encode()])
     yield from zip_.add("cbom.json", [bill])
@@ -232,13 +230,13 @@ def _leading_members(source: PackSource, plan: PackPlan, zip_: ZipStream) -> Ite
 
 def _joined_sizes(source: PackSource, plan: PackPlan) -> Sequence[int]:
     """Name the sizes that a consistency proof leads from: the day's start and the packs handed out."""
-    sizes = {each.size for each in source.handouts.read() if each.size < plan.end}
+    sizes = {each.size for each in source.notes.handouts() if each.size < plan.end}
     return sorted(sizes | ({plan.start} if 0 < plan.start < plan.end else set()))
 
 
 def _last_handout(source: PackSource, plan: PackPlan) -> Handout | None:
     """Find the pack handed out last that this one goes on from."""
-    earlier = [each for each in source.handouts.read() if each.size <= plan.end]
+    earlier = [each for each in source.notes.handouts() if each.size <= plan.end]
     return earlier[-1] if earlier else None
 
 

@@ -16,6 +16,7 @@ from receipts.tlog_proof import TlogProof
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from receipts.log_notes import Rotation
     from receipts.log_reader import LogReader
     from receipts.lookup import ReceiptLookup
     from receipts.sth import SignedTreeHead
@@ -70,22 +71,19 @@ def inclusion_proof(nodes: TileNodes, index: int, head: SignedTreeHead) -> bytes
     return TlogProof(index, tuple(prove_inclusion(nodes, index, head.size)), head.note).data
 
 
-def rotation_lines(
-    store: ReceiptStore, reader: LogReader, rotations: Sequence[int], head: SignedTreeHead
-) -> Iterator[bytes]:
+def rotation_lines(reader: LogReader, rotations: Sequence[Rotation], head: SignedTreeHead) -> Iterator[bytes]:
     """Show for each entry that introduced keys a head signed by the keys before, and how it leads to `head`."""
-    for index in rotations:
-        covering = reader.heads.covering(index + 1)
-        receipts = store.read(index, 1)
-        if index >= head.size or covering is None or not receipts or not receipts[0].raw:
+    for each in rotations:
+        covering = reader.heads.covering(each.index + 1)
+        if each.index >= head.size or covering is None:
             continue
-        proof = reader.prove_inclusion(index, covering)
+        proof = reader.prove_inclusion(each.index, covering)
         line = {
-            "index": index,
-            "receipt": receipts[0].raw.decode(),
+            "index": each.index,
+            "receipt": each.receipt,
             "head": covering.note.decode(),
-            "inclusion": [base64_text(each) for each in proof.proof],
-            "consistency": [base64_text(each) for each in reader.prove_consistency(covering.size, head.size)],
+            "inclusion": [base64_text(hash_) for hash_ in proof.proof],
+            "consistency": [base64_text(hash_) for hash_ in reader.prove_consistency(covering.size, head.size)],
         }
         yield canonical(line) + b"\n"
 
