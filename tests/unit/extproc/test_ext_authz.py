@@ -95,7 +95,11 @@ async def test_signed_request_passes_with_its_identity_and_says_so_in_metadata(b
 async def test_open_route_passes_and_says_so_in_metadata(bench: Bench) -> None:
     response = await bench.check(check_of(unsigned("/public")))
     assert reason_of(response) == "allowed"
-    assert dict(response.dynamic_metadata.items()) == {"decision": "allow", "route": "open"}
+    metadata = dict(response.dynamic_metadata.items())
+    stored = bench.parts.store.get(metadata.pop("receipt"))
+    assert stored is not None
+    assert (stored.decision, stored.reason) == ("allow", "unguarded")
+    assert metadata == {"decision": "allow", "route": "open"}
 
 
 async def test_same_challenge_on_another_edge_with_the_same_stream_id_is_a_replay(bench: Bench) -> None:
