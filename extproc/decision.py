@@ -109,7 +109,9 @@ def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
     request = passage.request
     content: ContentState = "unchecked" if request.has_content else "none"
     digest = None
-    if request.has_content and reason is Reason.ALLOWED:
+    if reason in ALLOWING and request.message.lines("upgrade"):
+        content = "unbound"
+    elif request.has_content and reason is Reason.ALLOWED:
         content, digest = "verified", hashlib.sha256(request.body).hexdigest()
     return request_facts(
         method=request.message.method,

@@ -110,9 +110,10 @@ class Pipeline:
         passage.spent = True
         # 10
         await self._ask_policy(verified, passage)
-        # 11
-        if request.has_content:
-            verify_content_digest(request.message.lines("content-digest"), request.body)
+        # 11. Also when nothing arrived: content taken away must not pass for a request that never had any.
+        digest_lines = request.message.lines("content-digest")
+        if request.has_content or digest_lines:
+            verify_content_digest(digest_lines, request.body)
         return Reason.ALLOWED
 
     async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:

@@ -41,6 +41,9 @@ FIELD_PREFIX: Final = "pch-"
 """Request fields that begin so end at the verifier (PCH §5)."""
 
 _PARAMETERS: Final = frozenset({"created", "expires", "keyid", "alg", "nonce", "tag"})
+MAX_COMPONENT_CHARS: Final = 512
+"""Longest covered component as serialised: receipts keep it (docs/reference/receipt.md §3 `covered`)."""
+
 _REFUSED_COMPONENTS: Final = frozenset({"@request-target", "@status"})
 _REFUSED_COMPONENT_PARAMS: Final = frozenset({"req", "tr"})
 _BINDING_VALUE: Final = re.compile(rb"tls-exporter=:([A-Za-z0-9+/]{43}=):")
@@ -117,6 +120,8 @@ def _proof(label: str, params: SignatureParams, signature: bytes) -> Proof:
             raise MalformedSignature("a component is refused by the profile")
         if any(name in _REFUSED_COMPONENT_PARAMS for name, _ in component.params):
             raise MalformedSignature("a component parameter is refused by the profile")
+        if len(component.serialised) > MAX_COMPONENT_CHARS:
+            raise MalformedSignature("a component is too long")
     return Proof(label, params, signature, created, expires, key_id, algorithm, nonce)
 
 

@@ -14,6 +14,8 @@ from extproc.nonce_store.memory import MemoryNonceStore
 from extproc.pipeline import Pipeline
 from extproc.request import EdgeRequest
 from extproc.verifier import VerifiedRequest
+from pch.httpsig.component import ComponentId
+from pch.httpsig.content_digest import content_digest
 from pch.httpsig.message import RequestMessage
 from pch.reasons import ANSWERS, Reason
 from receipts.receipt import DecisionReceipt, parse_receipt
@@ -79,6 +81,7 @@ def unsigned(target: str = "/protected", method: str = "GET", **changes: object)
     return edge_request(RequestMessage(method, "https", "app.example", target, ()), **changes)
 
 
+BOUND_COMPONENTS = ("@method", "@authority", "@path", "@query", "pch-channel-binding")
 ACCEPTED: list[tuple[str, Build]] = [
     ("plain GET", lambda p: signed(p)),
     ("query", lambda p: signed(p, target="/protected/x?a=1&b=%2F")),
@@ -89,7 +92,7 @@ ACCEPTED: list[tuple[str, Build]] = [
         lambda p: signed(
             p,
             headers=(("x-note", b"n"),),
-            components=("@method", "@authority", "@path", "@query", "pch-channel-binding", "x-note"),
+            components=(*BOUND_COMPONENTS, "x-note"),
         ),
     ),
     ("foreign signature beside", lambda p: with_foreign(signed(p))),
@@ -109,9 +112,18 @@ ACCEPTED: list[tuple[str, Build]] = [
             p,
             target="/socket",
             headers=(("upgrade", b"websocket"), ("connection", b"Upgrade")),
-            components=("@method", "@authority", "@path", "@query", "pch-channel-binding", "upgrade"),
+            components=(*BOUND_COMPONENTS, "upgrade"),
         ),
     ),
+    (
+        "component just short enough for a receipt",
+        lambda p: signed(
+            p,
+            target="/protected?" + "a" * 490 + "=1",
+            components=(*BOUND_COMPONENTS, ComponentId("@query-param", (("name", "a" * 490),))),
+        ),
+    ),
+    ("digest of no content", lambda p: add_header(signed(p), "content-digest", content_digest(b"").encode())),
 ]
 
 
@@ -404,6 +416,25 @@ REFUSED: list[tuple[str, Reason, Build]] = [
         Reason.MISSING_COMPONENT,
         lambda p: with_headers(signed(p, target="/socket"), upgrade=b"websocket", connection=b"upgrade"),
     ),
+    (
+        "component too long for a receipt",
+        Reason.MALFORMED_SIGNATURE,
+        lambda p: signed(
+            p,
+            target="/protected?" + "a" * 500,
+            components=(*BOUND_COMPONENTS, ComponentId("@query-param", (("name", "a" * 500),))),
+        ),
+    ),
+    (
+        "content taken away",
+        Reason.BAD_CONTENT_DIGEST,
+        lambda p: dataclasses.replace(signed(p, method="POST", body=b"hello"), body=b"", content_length=None),
+    ),
+    (
+        "digest of content on a request without any",
+        Reason.BAD_CONTENT_DIGEST,
+        lambda p: add_header(signed(p), "content-digest", content_digest(b"hello").encode()),
+    ),
     ("evidence not covered", Reason.MISSING_COMPONENT, lambda p: add_header(signed(p), "pch-evidence", b":e30=:")),
 ]
 
@@ -469,6 +500,15 @@ async def test_open_route_passes_without_a_proof_and_is_recorded(parts: FilterPa
     stored = parts.store.get(answer.receipt_id)
     assert stored is not None
     assert json.loads(stored.raw)["request"]["content"] == "unchecked"
+
+
+async def test_receipt_of_an_upgrade_says_that_its_content_is_unbound(parts: FilterParts) -> None:
+    answer = await parts.answer(ACCEPTED[10][1](parts))
+    assert answer.reason is Reason.ALLOWED
+    assert answer.receipt_id is not None
+    stored = parts.store.get(answer.receipt_id)
+    assert stored is not None
+    assert json.loads(stored.raw)["request"]["content"] == "unbound"
 
 
 async def test_every_answer_on_a_bound_route_brings_challenges_that_work(parts: FilterParts) -> None:
