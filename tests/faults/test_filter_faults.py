@@ -78,28 +78,30 @@ def test_one_hung_worker_costs_time_and_no_request(faulty: FaultStage) -> None:
 # -- its files
 
 
-@pytest.mark.parametrize("part", ["keyring", "sealing"])
 @pytest.mark.parametrize("fault", ["torn", "empty", "gone", "too_open"])
-def test_broken_file_is_told_and_the_old_one_stays_in_force(faulty: FaultStage, part: str, fault: str) -> None:
-    path = faulty.var / f"{part}.json"
-    good, mode = path.read_bytes(), path.stat().st_mode & 0o777
+def test_broken_keyring_and_sealing_file_are_told_and_the_old_ones_stay(faulty: FaultStage, fault: str) -> None:
+    paths = [faulty.var / "keyring.json", faulty.var / "sealing.json"]
+    good = {path: (path.read_bytes(), path.stat().st_mode & 0o777) for path in paths}
     with attack(faulty.stage, "http1") as attacker:
         challenge = attacker.challenge()
         try:
-            if fault == "gone":
-                path.unlink()
-            elif fault == "too_open":
-                path.chmod(0o666)
-            else:
-                path.write_bytes(good[: len(good) // 2] if fault == "torn" else b"")
-            faulty.wait_told(part, path.name)
+            for path, (content, _) in good.items():
+                if fault == "gone":
+                    path.unlink()
+                elif fault == "too_open":
+                    path.chmod(0o666)
+                else:
+                    path.write_bytes(content[: len(content) // 2] if fault == "torn" else b"")
+            faulty.wait_told("keyring", "keyring.json")
+            faulty.wait_told("sealing", "sealing.json")
             assert faulty.attempt(attacker, attacker.signed(challenge=challenge)).status == 200
             assert faulty.attempt(attacker, attacker.signed()).status == 200
             assert faulty.attempt(attacker, attacker.signed(key="stranger")).reason == "unknown_key"
             assert len(faulty.stage.seen_by_app()) == 2
         finally:
-            path.write_bytes(good)
-            path.chmod(mode)
+            for path, (content, mode) in good.items():
+                path.write_bytes(content)
+                path.chmod(mode)
 
 
 def test_deleted_nonce_database_makes_older_challenges_stale_and_no_replay_passes(faulty: FaultStage) -> None:
