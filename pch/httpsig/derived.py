@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, unquote
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 MAX_QUERY_PARAMETERS: Final = 128
 """Most parameters of a query that `@query-param` is covered of; 32 components look through them each."""
+
+MAX_PARSED_QUERIES: Final = 4
+"""Parsed queries kept: a query costs one parse, however many of its parameters one signature covers."""
 
 _DEFAULT_PORTS: Final = {"http": "80", "https": "443"}
 _METHOD: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}")
@@ -138,7 +142,7 @@ def query_param(message: RequestMessage, name: str) -> str:
     """
     _, raw_query = _split_target(message)
     try:
-        pairs = parse_qsl(raw_query[1:], keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_PARAMETERS)
+        pairs = _query_pairs(raw_query[1:])
     except ValueError as error:
         raise ComponentError("query is not UTF-8 or has too many parameters") from error
     wanted = unquote(name)
@@ -146,6 +150,11 @@ def query_param(message: RequestMessage, name: str) -> str:
     if len(values) != 1 or _encode(wanted) != name:
         raise ComponentError("query parameter is absent or occurs more than once")
     return _encode(values[0])
+
+
+@lru_cache(maxsize=MAX_PARSED_QUERIES)
+def _query_pairs(raw_query: str) -> tuple[tuple[str, str], ...]:
+    return tuple(parse_qsl(raw_query, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_PARAMETERS))
 
 
 def _encode(text: str) -> str:

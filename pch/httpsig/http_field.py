@@ -39,8 +39,9 @@ STRUCTURED_FIELD_KINDS: Final = {
 }
 """Fields whose structured type is known, which `sf` requires (RFC 9421 §2.1.1)."""
 
-MAX_PARSED_DICTIONARIES: Final = 8
-"""Parsed fields kept, each of at most MAX_STRUCTURED_BYTES: 32 covered members cost one parse, not 32."""
+MAX_PARSED_DICTIONARIES: Final = 32
+"""Parsed fields kept, each of at most MAX_STRUCTURED_BYTES: as many as one signature can cover (MAX_COMPONENTS), so
+that each costs one parse, in whatever order its members are covered."""
 
 # obs-fold, other control characters and non-ASCII have more than one reading on the way (PCH §3).
 _FIELD_VALUE: Final = re.compile(rb"[\x20-\x7e\t]*")

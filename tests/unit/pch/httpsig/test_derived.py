@@ -1,7 +1,10 @@
 """Derived components, RFC 9421 §2.2; examples are the RFC's unless they are attacks."""
 
+from urllib.parse import parse_qsl
+
 import pytest
 
+from pch.httpsig import derived
 from pch.httpsig.component import ComponentId
 from pch.httpsig.derived import MAX_QUERY_PARAMETERS, derived_value, normalised_authority
 from pch.httpsig.errors import ComponentError
@@ -219,6 +222,19 @@ def test_query_param_is_bounded_in_the_number_of_parameters() -> None:
     assert query_param(most, "a") == "1"
     with pytest.raises(ComponentError):
         query_param(most + "&b=2", "a")
+
+
+def test_a_query_is_parsed_once_for_all_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[str] = []
+
+    def counting(query: str, **options: object) -> list[tuple[str, str]]:
+        parsed.append(query)
+        return parse_qsl(query, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(derived, "parse_qsl", counting)
+    query = "&".join(f"once{number}={number}" for number in range(28))
+    assert [query_param(f"/path?{query}", f"once{number}") for number in range(28)] == [str(n) for n in range(28)]
+    assert parsed == [query]
 
 
 def test_query_param_does_not_apply_to_a_response() -> None:

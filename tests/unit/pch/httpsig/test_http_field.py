@@ -1,8 +1,11 @@
 """Fields as components, RFC 9421 §2.1; examples are the RFC's unless they are attacks."""
 
+from typing import Any
+
 import pytest
 
-from pch.httpsig.component import ComponentId
+from pch.httpsig import http_field
+from pch.httpsig.component import MAX_COMPONENTS, ComponentId
 from pch.httpsig.errors import ComponentError
 from pch.httpsig.http_field import MAX_STRUCTURED_BYTES, field_value
 
@@ -144,3 +147,19 @@ def test_structured_value_is_bounded() -> None:
     assert value([longest], "example-dict", key="a").startswith("1;p=xxx")
     with pytest.raises(ComponentError):
         value([longest + b"x"], "example-dict", key="a")
+
+
+def test_a_dictionary_is_parsed_once_in_whatever_order_its_members_are_covered(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    real = http_field.parse
+
+    def counting(raw: bytes, kind: str) -> Any:
+        parsed.append(raw)
+        return real(raw, kind)
+
+    monkeypatch.setattr(http_field, "parse", counting)
+    fields = [b"a=1, b=2, once=%d" % number for number in range(MAX_COMPONENTS // 2)]
+    for key in ("a", "b"):
+        for line in fields:
+            value([line], "example-dict", key=key)
+    assert parsed == fields
