@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from extproc.channel_binding import binding_of
-from pch.httpsig.message import RequestMessage
+from pch.httpsig.message import HeaderLines, RequestMessage
 
 if TYPE_CHECKING:
     from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
@@ -58,16 +58,17 @@ def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
     `edge_instance`: the edge's own name, from the call's metadata. Raises `UndecodableRequest`.
     """
     http = check.attributes.request.http
-    if not http.method or not http.path or not http.id:
-        raise UndecodableRequest("the edge sent no method, path or stream id")
-    lines, header_bytes, partial = _field_lines(http.header_map.headers)
-    # In the Check's strings Envoy writes "!" for bytes that are not UTF-8; only the raw line is what goes upstream.
-    raw_target = next((each.raw_value for each in http.header_map.headers if each.key == ":path"), b"")
+    # Only the raw lines are what goes upstream: in the Check's own strings (path, host, method) Envoy writes "!" for
+    # bytes that are not UTF-8, so that another path would be verified than is sent.
+    lines, pseudo, header_bytes, partial = _field_lines(http.header_map.headers)
+    method, target = pseudo.get(":method"), pseudo.get(":path")
+    if not method or not target or not http.id:
+        raise UndecodableRequest("the edge sent no raw method or path line, or no stream id (encode_raw_headers)")
     message = RequestMessage(
-        method=http.method,
+        method=method,
         scheme="https" if http.scheme != "http" else "http",
-        authority=http.host,
-        target=raw_target.decode("latin-1") or http.path,
+        authority=pseudo.get(":authority", ""),
+        target=target,
         headers=lines,
     )
     body = http.raw_body or http.body.encode()
@@ -86,9 +87,13 @@ def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
     )
 
 
-def _field_lines(headers: object) -> tuple[tuple[tuple[str, bytes], ...], int, bool]:
-    """Take the raw field lines, without pseudo-headers and without Envoy's own partial-body mark."""
+def _field_lines(headers: object) -> tuple[HeaderLines, dict[str, str], int, bool]:
+    """Take the raw field lines and the pseudo-headers (as latin-1), without Envoy's own partial-body mark.
+
+    Returns lines, pseudo-headers, header bytes (PCH §6) and whether the body is cut.
+    """
     lines: list[tuple[str, bytes]] = []
+    pseudo: dict[str, str] = {}
     header_bytes = 0
     partial = False
     for header in headers:  # type: ignore[attr-defined]  # the generated classes carry no types
@@ -100,9 +105,11 @@ def _field_lines(headers: object) -> tuple[tuple[tuple[str, bytes], ...], int, b
         header_bytes += len(name) + len(value) + _FIELD_OVERHEAD_BYTES
         if not name.startswith(":"):
             lines.append((name.lower(), value))
-    if not header_bytes:
-        raise UndecodableRequest("the edge sent no raw header lines (encode_raw_headers must be on)")
-    return tuple(lines), header_bytes, partial
+        elif name in pseudo:
+            raise UndecodableRequest("the edge sent a pseudo-header twice")
+        else:
+            pseudo[name] = value.decode("latin-1")
+    return tuple(lines), pseudo, header_bytes, partial
 
 
 def _single(message: RequestMessage, name: str) -> bytes | None:

@@ -21,8 +21,9 @@ def check_of(message: RequestMessage, *, stream_id: str = "1001", binding: bytes
     http = check.attributes.request.http
     http.id, http.method, http.path = stream_id, message.method, message.target
     http.host, http.scheme = message.authority, message.scheme
-    http.header_map.headers.add(key=":path", raw_value=message.target.encode())
-    for name, value in message.headers:
+    pseudo = ((":method", message.method), (":path", message.target), (":authority", message.authority))
+    lines = [*((name, value.encode()) for name, value in pseudo), *message.headers]
+    for name, value in lines:
         http.header_map.headers.add(key=name, raw_value=value)
     if binding is not None:
         check.attributes.metadata_context.filter_metadata["signet.tls"].update({"tls_exporter": binding.hex()})

@@ -10,17 +10,17 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from extproc.request import UndecodableRequest, decode_check
 
 HEX = "00" * 31 + "ff"
+PSEUDO = [(":method", b"GET"), (":path", b"/a?b=c"), (":authority", b"App.example:443")]
 
 
-def check(
-    headers: list[tuple[str, bytes]] | None = None, exporter: object = HEX, **http: Any
-) -> CheckRequest:
+def check(headers: list[tuple[str, bytes]] | None = None, exporter: object = HEX, **http: Any) -> CheckRequest:
     request = CheckRequest()
-    values = {"id": "77", "method": "GET", "path": "/a?b=c", "host": "App.example:443", "scheme": "https"} | http
+    values = {"id": "77", "scheme": "https"} | http
     for name, value in values.items():
         setattr(request.attributes.request.http, name, value)
-    lines = [(":path", b"/a?b=c"), ("x-a", b"1")] if headers is None else headers
-    for name, value in lines:
+    lines = [("x-a", b"1")] if headers is None else headers
+    given = {name for name, _ in lines}
+    for name, value in [*(each for each in PSEUDO if each[0] not in given), *lines]:
         request.attributes.request.http.header_map.headers.add(key=name, raw_value=value)
     if exporter is not None:
         request.attributes.metadata_context.filter_metadata["signet.tls"].update({"tls_exporter": exporter})
@@ -57,15 +57,36 @@ def test_binding_is_never_taken_from_another_namespace_or_a_header() -> None:
     assert decode_check(request, "").binding is None
 
 
-@pytest.mark.parametrize("missing", ["method", "path", "id"])
-def test_check_without_its_essentials_is_undecodable(missing: str) -> None:
+@pytest.mark.parametrize("request_", [check(id=""), check([(":method", b"")]), check([(":path", b"")]), CheckRequest()])
+def test_check_without_its_essentials_is_undecodable(request_: CheckRequest) -> None:
     with pytest.raises(UndecodableRequest):
-        decode_check(check(**{missing: ""}), "")
+        decode_check(request_, "")
 
 
 def test_check_without_raw_header_lines_is_undecodable() -> None:
+    """With encode_raw_headers off there are only strings, which are not what goes upstream."""
+    lossy = CheckRequest()
+    http = lossy.attributes.request.http
+    http.id, http.method, http.path, http.host = "1", "GET", "/a", "app.example"
+    http.headers["x-a"] = "1"
     with pytest.raises(UndecodableRequest):
-        decode_check(check([]), "")
+        decode_check(lossy, "")
+
+
+@pytest.mark.parametrize("name", [":path", ":method", ":authority"])
+def test_pseudo_header_twice_is_undecodable(name: str) -> None:
+    with pytest.raises(UndecodableRequest):
+        decode_check(check([(name, b"/a"), (name, b"/b")]), "")
+
+
+def test_target_and_authority_are_the_raw_bytes_and_not_envoys_lossy_strings() -> None:
+    made = check(
+        [(":path", b"/caf\xe9"), (":authority", b"a\xff.example")], path="/caf!", host="a!.example", method="POST"
+    )
+    message = decode_check(made, "").message
+    assert message.target == "/caf\u00e9"
+    assert message.authority == "a\u00ff.example"
+    assert message.method == "GET"
 
 
 @pytest.mark.parametrize(
@@ -96,8 +117,8 @@ def test_content_length_that_is_no_number_is_undecodable(value: bytes) -> None:
 
 
 def test_header_bytes_are_names_values_and_four_each() -> None:
-    request = decode_check(check([(":path", b"/a"), ("ab", b"cde")]), "")
-    assert request.header_bytes == (5 + 2 + 4) + (2 + 3 + 4)
+    lines = [(":method", b"GET"), (":path", b"/a"), (":authority", b"h"), ("ab", b"cde")]
+    assert decode_check(check(lines), "").header_bytes == (7 + 3 + 4) + (5 + 2 + 4) + (10 + 1 + 4) + (2 + 3 + 4)
 
 
 @pytest.mark.parametrize(
@@ -115,6 +136,8 @@ def test_trace_id_comes_from_a_valid_traceparent_only(value: bytes, trace_id: st
     assert decode_check(check([("traceparent", value)]), "").trace_id == trace_id
 
 
-@pytest.mark.parametrize(("value", "is_grpc"), [(b"application/grpc", True), (b"application/grpc+proto", True), (b"application/json", False)])
+@pytest.mark.parametrize(
+    ("value", "is_grpc"), [(b"application/grpc", True), (b"application/grpc+proto", True), (b"application/json", False)]
+)
 def test_grpc_is_told_by_its_content_type(value: bytes, is_grpc: bool) -> None:
     assert decode_check(check([("content-type", value)]), "").is_grpc is is_grpc
