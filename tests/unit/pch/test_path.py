@@ -92,7 +92,9 @@ def test_target_is_bounded() -> None:
 
 
 @given(st.characters(min_codepoint=0x21, max_codepoint=0x7E))
-def test_every_encoded_unreserved_character_is_refused_and_no_other_escape_is_by_that_rule(character: str) -> None:
+def test_every_encoded_unreserved_character_is_refused_and_no_other_escape_is_by_that_rule(
+    character: str,
+) -> None:
     target = f"/a%{ord(character):02X}b"
     unreserved = character.isalnum() or character in "-._~"
     if unreserved or character in "/\\":
