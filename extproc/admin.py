@@ -10,13 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-import json
 import os
 import re
 import signal
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest, multiprocess
@@ -26,7 +25,10 @@ from starlette.routing import Route
 
 from extproc.config import load_config
 from extproc.errors import ServerFault
+from extproc.log_api import log_routes
+from extproc.log_service import LogService
 from extproc.outcome_watch import OutcomeWatch
+from extproc.problems import problem
 from extproc.readiness import not_ready_because, store_problem
 from receipts.errors import StoreError
 from receipts.open_store import open_store
@@ -64,22 +66,24 @@ class AdminApp:
         token: bytes | None,
         now_ms: Callable[[], int],
         watch: OutcomeWatch,
+        log: LogService,
     ) -> None:
         self._config, self._store, self._token, self._now_ms, self._watch = config, store, token, now_ms, watch
+        self._log = log
         host = config.admin.host
         self._names = {*_LOCAL_NAMES, f"[{host}]" if ":" in host else host}
 
     def routes(self) -> list[Route]:
         """List the paths served."""
         return [
-            Route("/healthz", self._guard(self.healthz, public=True)),
-            Route("/readyz", self._guard(self.readyz)),
-            Route("/metrics", self._guard(self.metrics)),
-            Route("/receipts/latest", self._guard(self.latest)),
-            Route("/receipts/{receipt_id}", self._guard(self.receipt)),
+            Route("/healthz", self.guard(self.healthz, public=True)),
+            Route("/readyz", self.guard(self.readyz)),
+            Route("/metrics", self.guard(self.metrics)),
+            Route("/receipts/latest", self.guard(self.latest)),
+            Route("/receipts/{receipt_id}", self.guard(self.receipt)),
         ]
 
-    def _guard(self, handler: Handler, *, public: bool = False) -> Handler:
+    def guard(self, handler: Handler, *, public: bool = False) -> Handler:
         """Refuse what may not ask: without the bearer token, or on loopback under a foreign name (DNS rebinding)."""
 
         async def guarded(request: Request) -> Response:
@@ -105,6 +109,8 @@ class AdminApp:
         reasons = await asyncio.to_thread(not_ready_because, self._config, self._now_ms())
         if (problem_text := await asyncio.to_thread(store_problem, self._store)) is not None:
             reasons["admin.receipts"] = problem_text
+        if (log_problem := self._log.problem) is not None:
+            reasons["admin.log"] = log_problem
         status = 503 if reasons else 200
         return JSONResponse({"ready": not reasons, "reasons": reasons}, status)
 
@@ -149,26 +155,15 @@ def _host_name(request: Request) -> str:
     return host if host.endswith("]") else host.rpartition(":")[0] or host
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
-    """Write a problem document, RFC 9457."""
-    body: dict[str, Any] = {"type": "about:blank", "title": "", "status": status, "detail": detail}
-    body["title"] = {
-        400: "Bad Request",
-        401: "Unauthorized",
-        404: "Not Found",
-        421: "Misdirected Request",
-    }.get(status, "Service Unavailable")
-    return Response(json.dumps(body), status, headers, "application/problem+json")
-
-
 @contextlib.asynccontextmanager
-async def _followed(watch: OutcomeWatch) -> AsyncIterator[None]:
-    """Keep the watch going while the server serves."""
+async def _followed(watch: OutcomeWatch, log: LogService) -> AsyncIterator[None]:
+    """Keep the watch and the log going while the server serves."""
     stop = threading.Event()
     thread = threading.Thread(target=watch.follow, args=(stop,), name="outcome-watch", daemon=True)
     thread.start()
     try:
-        yield
+        with log.running():
+            yield
     finally:
         stop.set()
         await asyncio.to_thread(thread.join, GRACE_S)
@@ -181,8 +176,13 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
 def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> Starlette:
     """Build the ASGI application."""
     watch = OutcomeWatch(store, clock_ms=now_ms)
-    admin = AdminApp(config, store, token, now_ms, watch)
-    app = Starlette(routes=admin.routes(), exception_handlers={404: _not_found}, lifespan=lambda _app: _followed(watch))
+    log = LogService(config, store, now_ms)
+    admin = AdminApp(config, store, token, now_ms, watch, log)
+    app = Starlette(
+        routes=[*admin.routes(), *log_routes(log.api, admin.guard)],
+        exception_handlers={404: _not_found},
+        lifespan=lambda _app: _followed(watch, log),
+    )
     # A redirect would quote the Host that the client sent.
     app.router.redirect_slashes = False
     return app

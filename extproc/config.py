@@ -33,6 +33,7 @@ from extproc.config_sections import (
     ReceiptsSection,
     SealingSection,
 )
+from extproc.log_section import LogSection
 from extproc.route import MAX_ROUTES, Route
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class FilterConfig:
     filter: FilterSection
     nonce_store: NonceStoreSection
     receipts: ReceiptsSection
+    log: LogSection
     keyring: KeyringSection
     sealing: SealingSection
     admin: AdminSection

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from extproc.config_fields import rule
 from extproc.config_kinds import Choice, FileMode, FilePath, Number, Text, Url
+from extproc.log_section import LogSection
 from receipts.open_store import STORE_SCHEMES
 
 
@@ -92,6 +93,7 @@ SECTIONS: dict[str, type] = {
     "filter": FilterSection,
     "nonce_store": NonceStoreSection,
     "receipts": ReceiptsSection,
+    "log": LogSection,
     "keyring": KeyringSection,
     "sealing": SealingSection,
     "admin": AdminSection,
