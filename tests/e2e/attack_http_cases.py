@@ -105,6 +105,7 @@ CONTENT = (
     refused("unsigned content on a GET", Reason.MISSING_SIGNATURE, lambda a: a.send(a.request(body=b"x", framing="chunked"))),
     refused("unsigned content on a signed DELETE", Reason.MISSING_COMPONENT, lambda a: a.send(a.signed(a.request(method="DELETE")).but(body=b"x", framing="chunked"))),
     refused("unsigned content of 60 KB on a signed GET", Reason.MISSING_COMPONENT, lambda a: a.send(a.signed().but(body=b"x" * 60000, framing="chunked"))),
+    refused("signed content, nothing sent", Reason.BAD_CONTENT_DIGEST, lambda a: a.send(a.signed(post(a)).but(body=b""))),
     refused("signed empty, content sent", Reason.BAD_CONTENT_DIGEST, lambda a: a.send(a.signed(post(a, b""), components=(*COVERED, "content-digest"), digest=content_digest(b"")).but(body=b"x"))),
     *(
         by_edge(f"content of {size} bytes, {framing}", 413, lambda a, size=size, framing=framing: a.send(a.signed(post(a, b"x" * size, framing=framing))), reason=Reason.BODY_TOO_LARGE)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pch.httpsig import http_field
+from pch.httpsig import http_field, structured_field
 from pch.httpsig.component import MAX_COMPONENTS, ComponentId
 from pch.httpsig.errors import ComponentError
 from pch.httpsig.http_field import MAX_STRUCTURED_BYTES, field_value
@@ -151,7 +151,7 @@ def test_structured_value_is_bounded() -> None:
 
 def test_a_dictionary_is_parsed_once_in_whatever_order_its_members_are_covered(monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[bytes] = []
-    real = http_field.parse
+    real = structured_field.parse
 
     def counting(raw: bytes, kind: str) -> Any:
         parsed.append(raw)
