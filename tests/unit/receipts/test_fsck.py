@@ -94,6 +94,13 @@ def test_every_changed_tile_is_found(
         fsck(parts)
 
 
+def test_a_full_tile_of_the_wrong_length_in_the_place_of_a_partial_one_is_found(parts: LogParts) -> None:
+    (parts.log_folder / "tile/0/001.p/44").unlink()
+    (parts.log_folder / "tile/0/001").write_bytes(b"short")
+    with pytest.raises(StoreCorrupt, match="tile/0/001"):
+        fsck(parts)
+
+
 def _execute(path: Path, *statements: str) -> None:
     with sqlite3.connect(path) as connection:
         for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
@@ -129,6 +136,7 @@ def test_every_changed_receipt_is_found(parts: LogParts, statements: tuple[str, 
 
 HEAD_DAMAGE = {
     "one is gone": "DELETE FROM sth WHERE number = 2",
+    "its number is beyond the others": "UPDATE sth SET number = 9 WHERE number = 4",
     "the last is gone": "DELETE FROM sth WHERE number = 4",
     "all are gone": "DELETE FROM sth",
     "a size": "UPDATE sth SET size = 6 WHERE number = 2",
