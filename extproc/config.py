@@ -33,12 +33,13 @@ from extproc.config_sections import (
     ReceiptsSection,
     SealingSection,
 )
-from extproc.log_section import LogSection
 from extproc.route import MAX_ROUTES, Route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from extproc.log_section import LogSection
 
 __all__ = ["ConfigError", "FilterConfig", "load_config"]
 
