@@ -23,6 +23,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from extproc.admin_connection import AdminConnection
 from extproc.config import load_config
 from extproc.errors import ServerFault
 from extproc.log_api import log_routes
@@ -213,6 +214,7 @@ def run_admin(config_path: Path) -> int:
             app,
             host=settings.host,
             port=settings.port,
+            http=AdminConnection,
             ssl_certfile=settings.tls_cert,
             ssl_keyfile=settings.tls_key,
             limit_concurrency=MAX_CONNECTIONS,
