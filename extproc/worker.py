@@ -32,6 +32,7 @@ from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
 from extproc.plan import PLAN
 from extproc.readiness import store_problem
+from extproc.route import MAX_BODY_BYTES
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
 from extproc.server import FilterServer
@@ -106,7 +107,8 @@ class Worker:
         self._server = FilterServer(
             ExtAuthz(Pipeline(parts), self._telemetry),
             self._socket_path,
-            max_body_bytes=max(route.max_body_bytes for route in config.routes),
+            # Not that of today's routes: a reload may raise it.
+            max_body_bytes=MAX_BODY_BYTES,
             socket_mode=config.filter.socket_mode,
             outcomes=AccessLog(self._outcomes, outcome_telemetry),
         )
@@ -225,7 +227,11 @@ def _needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
         "filter.max_age_s": (old.filter.max_age_s, new.filter.max_age_s),
         "nonce_store": (old.nonce_store, new.nonce_store),
         "receipts.url": (old.receipts.url, new.receipts.url),
-        "keyring.path": (old.keyring.path, new.keyring.path),
+        "receipts.max_refusal_receipts_per_s": (
+            old.receipts.max_refusal_receipts_per_s,
+            new.receipts.max_refusal_receipts_per_s,
+        ),
+        "keyring": (old.keyring, new.keyring),
         "sealing.path": (old.sealing.path, new.sealing.path),
     }
     return [name for name, (before, after) in pairs.items() if before != after]

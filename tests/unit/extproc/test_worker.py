@@ -91,8 +91,12 @@ RELOADABLE = '\n[[route]]\nname = "late"\npath = "/late/**"\nguard = "open"\n'
 REFUSED_RELOADS = {
     "not TOML": "[[route",
     "unknown key": '\n[[route]]\nname = "x"\npath = "/x"\nsurprise = 1\n',
-    "needs a restart": None,
     "gone": "",
+}
+NEEDS_RESTART = {
+    "filter.workers": ("workers = 1", "workers = 2"),
+    "keyring": ("poll_interval_ms = 50", "poll_interval_ms = 51"),
+    "receipts.max_refusal_receipts_per_s": ("[admin]", "[receipts]\nmax_refusal_receipts_per_s = 7\n[admin]"),
 }
 
 
@@ -108,13 +112,14 @@ def test_reload_takes_new_routes(served: FilterFolder, calls: FilterCalls) -> No
     served.wait_logged("configuration reloaded", times=loaded + 2)
 
 
-@pytest.mark.parametrize("name", REFUSED_RELOADS)
+@pytest.mark.parametrize("name", [*REFUSED_RELOADS, *NEEDS_RESTART])
 def test_bad_configuration_is_refused_and_the_old_one_stays(
     served: FilterFolder, calls: FilterCalls, name: str
 ) -> None:
     refused = sum("configuration not reloaded" in message for message in served.messages())
-    added = REFUSED_RELOADS[name]
-    text = served.config_text.replace("workers = 1", "workers = 2") if added is None else served.config_text + added
+    added = REFUSED_RELOADS.get(name)
+    text = served.config_text.replace(*NEEDS_RESTART[name]) if added is None else served.config_text + added
+    assert text != served.config_text or name == "gone"
     try:
         if name == "gone":
             served.config.unlink()
@@ -128,7 +133,7 @@ def test_bad_configuration_is_refused_and_the_old_one_stays(
     finally:
         served.config.write_text(served.config_text)
     if added is None:
-        assert any("a change of filter.workers needs a restart" in message for message in served.messages())
+        assert any(f"a change of {name} needs a restart" in message for message in served.messages())
 
 
 def test_drain_finishes_the_call_that_waits_for_a_store(served: FilterFolder) -> None:
