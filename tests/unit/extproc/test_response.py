@@ -144,8 +144,12 @@ async def test_foreign_signatures_are_passed_on_without_pch_ones(parts: FilterPa
     assert list(response.ok_response.headers_to_remove) == ["pch-channel-binding"]
 
 
-async def test_open_route_adds_nothing(parts: FilterParts) -> None:
-    response = check_response(await refused(parts, target="/public/x"))
+async def test_open_route_adds_nothing_but_what_the_access_log_needs(parts: FilterParts) -> None:
+    answer = await refused(parts, target="/public/x")
+    response = check_response(answer)
     assert response.WhichOneof("http_response") == "ok_response"
     assert not response.ok_response.headers
     assert not response.ok_response.response_headers_to_add
+    assert response.dynamic_metadata["receipt"] == answer.receipt_id is not None
+    without = check_response(dataclasses.replace(answer, receipt_id=None))
+    assert "receipt" not in without.dynamic_metadata
