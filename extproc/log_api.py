@@ -29,7 +29,7 @@ from receipts.pack_errors import PackError
 from receipts.receipt_id import ReceiptId
 from receipts.receipt_query import ReceiptFilter, find_receipts
 from receipts.store import PrunedReceipt
-from receipts.tile import ENTRIES, TileError, parse_tile_path
+from receipts.tile import ENTRIES, TILE_WIDTH, TileError, parse_tile_path
 from receipts.verify import leaf_hash
 
 if TYPE_CHECKING:
@@ -165,9 +165,9 @@ class LogApi:
         source = self._source()
         try:
             tile = parse_tile_path(f"tile/{request.path_params['path']}")
+            if tile.level == ENTRIES and await asyncio.to_thread(source.store.pruned_to) > TILE_WIDTH * tile.index:
+                return problem(410, "Payloads of this bundle were pruned.")
             data = await asyncio.to_thread(source.reader.tile, tile)
-            if tile.level == ENTRIES and await asyncio.to_thread(_is_pruned, source, tile.index, tile.width):
-                return problem(410, "The payloads of this bundle were pruned.")
         except (TileError, EntryUnknown):
             return problem(404, "The log has no such tile.")
         return _final(request, data, "application/octet-stream", hashlib.sha256(data).hexdigest())
@@ -263,12 +263,6 @@ def _export(source: PackSource, trace_id: str) -> bytes | None:
         members.append(b'%b,"receipt":%b}' % (facts[:-1], each.raw or b"null"))
     frame = {"checkpoint": head.note.decode(), "trace_id": trace_id, "truncated": len(found) > MAX_EXPORT_RECEIPTS}
     return b'%b,"receipts":[%b]}' % (canonical(frame)[:-1], b",".join(members))
-
-
-def _is_pruned(source: PackSource, index: int, width: int) -> bool:
-    """Say whether payloads of an entry bundle were dropped."""
-    receipts = source.store.read(256 * index, width)
-    return any(isinstance(each, PrunedReceipt) for each in receipts)
 
 
 def _leaf(receipt: StoredReceipt) -> bytes:

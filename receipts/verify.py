@@ -538,6 +538,25 @@ def _key_of(text: Any, key_type: int, name: str, what: str) -> Key:
     return Key(name, key_type, public)
 
 
+def _jwks_of_keys(keys: Sequence[Key]) -> bytes:
+    """Write keys as the JWK set that a pack has: RFC 7517, RFC 8037, RFC 9964; `kid` is the RFC 7638 thumbprint."""
+    members = []
+    for key in keys:
+        text = _base64url(key.public)
+        if key.type == ED25519:
+            named = {"crv": "Ed25519", "kty": "OKP", "x": text}
+            jwk = {**named, "alg": "Ed25519"}
+        else:
+            named = jwk = {"alg": "ML-DSA-44", "kty": "AKP", "pub": text}
+        kid = _base64url(hashlib.sha256(_encode(named).encode()).digest())
+        members.append({**jwk, "kid": kid, "use": "sig"})
+    return _encode({"keys": members}).encode() + b"\n"
+
+
+def _base64url(value: bytes) -> str:
+    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+
 def parse_verifier_key(text: str) -> Key:
     """Read a key as C2SP signed-note writes it. Raises Invalid."""
     name, _, rest = text.partition("+")
@@ -894,6 +913,8 @@ class PackVerifier:
     def _read_keys(self) -> frozenset[Key]:
         origin = self._manifest.origin
         keys = keys_of_jwks(parse_json(self._whole("keys/jwks.json"), "keys/jwks.json"), origin, "keys/jwks.json")
+        if self._whole("keys/jwks.json") != _jwks_of_keys(keys):
+            raise Invalid("keys", "keys/jwks.json is not written as it should be")
         if self._whole("keys/verifier-keys.txt") != "".join(f"{key.text}\n" for key in keys).encode():
             raise Invalid("keys", "the JWK set and the verifier keys are not the same keys")
         return frozenset(keys)
