@@ -12,6 +12,8 @@ KEEP_BEYOND_MAX_AGE_MS: Final = 4_000
 SKEW_MS: Final = 2_000
 """How far the clocks of two verifiers may differ (PCH §3)."""
 TOKEN_BYTES: Final = 32
+EVERY_CHALLENGE_STALE: Final = "nonce store: its contents are new, and every challenge is still stale"
+"""The problem while the contents begin later than now."""
 
 
 class SpendResult(enum.Enum):

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, SKEW_MS, SpendResult, retry_or_replay
+from extproc.nonce_store import (
+    EVERY_CHALLENGE_STALE,
+    KEEP_BEYOND_MAX_AGE_MS,
+    SKEW_MS,
+    SpendResult,
+    retry_or_replay,
+)
 from pch.errors import StaleChallenge, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -22,6 +28,7 @@ class MemoryNonceStore:
         """`max_entries`: nonces kept at once; when it is reached, spends fail until some expire."""
         self._keep_ms = max_age_s * 1000 + KEEP_BEYOND_MAX_AGE_MS
         self._max_entries = max_entries
+        self._clock_ms = clock_ms
         self._since_ms = clock_ms()
         # In the order of spending, which is that of expiry as long as the clock does not step back.
         self._spent: dict[bytes, tuple[bytes, int]] = {}
@@ -49,7 +56,9 @@ class MemoryNonceStore:
         return SpendResult.FRESH
 
     async def problem(self) -> str | None:
-        """Say whether the store was full at the last spend."""
+        """Say whether the store was full at the last spend, or the clock ran ahead before."""
+        if self._problem is None and self._clock_ms() < self._since_ms:
+            return EVERY_CHALLENGE_STALE
         return self._problem
 
     async def close(self) -> None:

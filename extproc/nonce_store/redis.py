@@ -24,7 +24,14 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
-from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, RETRY_WINDOW_MS, SKEW_MS, TOKEN_BYTES, SpendResult
+from extproc.nonce_store import (
+    EVERY_CHALLENGE_STALE,
+    KEEP_BEYOND_MAX_AGE_MS,
+    RETRY_WINDOW_MS,
+    SKEW_MS,
+    TOKEN_BYTES,
+    SpendResult,
+)
 from extproc.nonce_store.redis_script import EVICTION_REFUSED, SPEND_SCRIPT, SPEND_SHA1
 from pch.errors import StaleChallenge, StoreUnavailable
 
@@ -107,7 +114,7 @@ class RedisNonceStore:
     async def problem(self) -> str | None:
         """Say why spends would fail now, also while every challenge is older than the contents."""
         if self._problem is None and self._clock_ms() < self._since_ms:
-            return "nonce store: its contents are new, and every challenge is still stale"
+            return EVERY_CHALLENGE_STALE
         return self._problem
 
     async def close(self) -> None:

@@ -19,7 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, SKEW_MS, SpendResult, retry_or_replay
+from extproc.nonce_store import (
+    EVERY_CHALLENGE_STALE,
+    KEEP_BEYOND_MAX_AGE_MS,
+    SKEW_MS,
+    SpendResult,
+    retry_or_replay,
+)
 from pch.errors import StaleChallenge, StoreUnavailable
 from receipts.errors import StoreError
 from receipts.group_commit import GroupCommit
@@ -76,6 +82,7 @@ class SqliteNonceStore:
     ) -> None:
         """`timeout_s`: for one spend, waiting included. `max_pending`: spends that may wait."""
         self._timeout_s = timeout_s
+        self._clock_ms = clock_ms
         self._database = _Database(path, max_age_s, clock_ms, timeout_s, boot_id)
         self._commits: GroupCommit[_Spend | None, SpendResult | None] = GroupCommit(
             self._database.commit,
@@ -109,7 +116,8 @@ class SqliteNonceStore:
             return f"nonce store: did not answer: {error.code}"
         except StoreUnavailable as error:
             return str(error)
-        return None
+        # After a clock that ran ahead: what was purged by it may not come back.
+        return EVERY_CHALLENGE_STALE if self._clock_ms() < self._database.since_ms else None
 
     async def close(self) -> None:
         """Finish what waits, stop the thread, close the file."""
@@ -135,6 +143,7 @@ class _Database:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self.problem: str | None = None
+        self.since_ms = 0
 
     def commit(self, batch: Sequence[_Spend | None]) -> list[SpendResult | Exception | None]:
         """Spend a batch in one transaction; None only tries whether that would go.
@@ -148,6 +157,8 @@ class _Database:
             connection.execute("BEGIN IMMEDIATE")
             outcomes = iter(self._spend_all(connection, spends))
             results = [None if each is None else next(outcomes) for each in batch]
+            if len(spends) < len(batch):
+                self.since_ms = int(connection.execute("SELECT since_ms FROM contents").fetchone()[0])
             if failed_before and not spends:
                 # A lock can be had on a full disk: only a write tells that the problem is over.
                 connection.execute("UPDATE contents SET since_ms = since_ms")

@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 
 from extproc.nonce_store import (
+    EVERY_CHALLENGE_STALE,
     KEEP_BEYOND_MAX_AGE_MS,
     RETRY_WINDOW_MS,
     SKEW_MS,
@@ -205,4 +206,19 @@ async def test_a_store_has_no_problem_once_its_contents_are_older_than_the_skew(
     store = await stores.open()
     stores.clock.now_ms = START_MS + SKEW_MS
     await store.spend(nonce(), token(), ISSUED_MS, NOW_MS)
+    assert await store.problem() is None
+
+
+@pytest.mark.parametrize("stores", ["memory", "sqlite"], indirect=True)
+async def test_contents_that_a_fast_clock_purged_are_told_while_every_challenge_is_stale(stores: Stores) -> None:
+    store = await stores.open()
+    assert await store.spend(nonce(1), token(1), ISSUED_MS, NOW_MS) is SpendResult.FRESH
+    fast_ms = NOW_MS + 3_600_000
+    assert await store.spend(nonce(2), token(2), fast_ms, fast_ms) is SpendResult.FRESH
+    stores.clock.now_ms = NOW_MS + 1000
+    with pytest.raises(StaleChallenge):
+        await store.spend(nonce(3), token(3), NOW_MS + 1000, NOW_MS + 1000)
+    assert await store.problem() == EVERY_CHALLENGE_STALE
+    stores.clock.now_ms = fast_ms
+    assert await store.spend(nonce(4), token(4), fast_ms, fast_ms) is SpendResult.FRESH
     assert await store.problem() is None

@@ -29,14 +29,15 @@ async def fill(store: MemoryNonceStore, count: int, now_ms: int = START_MS) -> N
 
 
 async def test_a_full_store_refuses_and_drops_nothing_that_is_needed() -> None:
-    store = open_store(max_entries=3)
+    clock_ms = START_MS
+    store = MemoryNonceStore(max_age_s=MAX_AGE_S, clock_ms=lambda: clock_ms, max_entries=3)
     await fill(store, 3)
     with pytest.raises(StoreUnavailable):
         await store.spend(nonce(9), bytes(32), START_MS, START_MS)
     assert "holds 3 entries" in str(await store.problem())
     assert await store.spend(nonce(0), b"x" * 32, START_MS, START_MS) is SpendResult.REPLAYED
-    later_ms = START_MS + KEEP_MS
-    assert await store.spend(nonce(9), bytes(32), later_ms, later_ms) is SpendResult.FRESH
+    clock_ms = START_MS + KEEP_MS
+    assert await store.spend(nonce(9), bytes(32), clock_ms, clock_ms) is SpendResult.FRESH
     assert await store.problem() is None
 
 
