@@ -164,7 +164,7 @@ def variants(folder: Path, stack: Stack, signer: Any) -> Iterator[list[Variant]]
         if "=" in line
     )
     sockets = [str(folder / f"noop-{index}.sock") for index in range(NOOP_WORKERS)]
-    envoy = os.readlink(f"/proc/{state['pids']['envoy']}/exe")
+    envoy = str(Path(f"/proc/{state['pids']['envoy']}/exe").readlink())
     with contextlib.ExitStack() as running:
         noop = [
             running.enter_context(
@@ -241,7 +241,8 @@ def main() -> int:
     if options.json:
         print(json.dumps({count: {n: vars(s) for n, s in by.items()} for count, by in results.items()}, indent=2))
     else:
-        print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+        machine = platform.processor() or platform.machine()
+        print(f"{machine}, {os.cpu_count()} cores, Python {platform.python_version()}")
         print(report(results))
     return 0
 
