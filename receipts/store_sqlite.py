@@ -159,7 +159,8 @@ class SqliteReceiptStore:
         """Drop payloads, oldest first; see `PrunableStore.drop_payloads`."""
         with self._transaction() as connection:
             connection.execute("PRAGMA secure_delete = ON")  # Overwritten with zeros, not left in free pages.
-            dropped = connection.execute(_DROP, {"limit": limit}).rowcount
+            connection.execute(_DROP, {"limit": limit})
+            dropped: int = connection.execute("SELECT changes()").fetchone()[0]
         if dropped == 0:
             # The last copies are in the write-ahead log. A reader in another process may keep them there for now.
             with typed_errors(), contextlib.closing(connect(self._path, self._busy_timeout_ms)) as connection:
