@@ -50,10 +50,13 @@ class Bench:
         self.parts = FilterParts(folder, {"alice": KeyPair.new("alice")})
         self.pipeline = HeldPipeline(self.parts.pipeline)
         self.socket = folder / "signet-0.sock"
+        self.servers: list[FilterServer] = []
 
     def server(self, socket: Path | None = None, *, mode: int = 0o600) -> FilterServer:
         service = ExtAuthz(self.pipeline, self.parts.parts.telemetry)  # type: ignore[arg-type]
-        return FilterServer(service, socket or self.socket, max_body_bytes=MAX_BODY_BYTES, socket_mode=mode)
+        server = FilterServer(service, socket or self.socket, max_body_bytes=MAX_BODY_BYTES, socket_mode=mode)
+        self.servers.append(server)
+        return server
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(f"unix:{self.socket}")
@@ -81,6 +84,8 @@ async def bench(folder: Path) -> AsyncIterator[Bench]:
     made = Bench(folder)
     await made.parts.start()
     yield made
+    for server in made.servers:  # also when the test failed half-way
+        await server.stop(0)
     await made.parts.stop()
 
 
