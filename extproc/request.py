@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 PARTIAL_BODY_HEADER: Final = "x-envoy-auth-partial-body"
 """Set by Envoy (a client's own is dropped by Envoy) to say whether the body it hands over is cut."""
 MAX_TRACEPARENT_BYTES: Final = 128
+STREAMED_EXTENSION: Final = "signet_content"
+STREAMED: Final = "streamed"
+"""Context extension of an Envoy route whose content goes on while the Check is asked (envoy.yaml, route `open`). The
+partial-body mark does not tell: of a first DATA frame that is as long as the limit Envoy says that it is all."""
 _FIELD_OVERHEAD_BYTES: Final = 4
 """What a field costs beside its name and value: `: ` and CRLF (PCH §6)."""
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
@@ -28,7 +32,7 @@ class EdgeRequest:
     `stream_id`: Envoy's own id of the stream, which no client can choose; a retried Check carries the same one.
     `binding`: the 32 exporter bytes of the downstream connection, or None. `content_length`: as declared, or None.
     `header_bytes`: PCH §6 sum over all fields. `body`: what arrived of the content; `body_cut` if not all of it.
-    `trace_id`: from the client's traceparent, 32 hex digits, or None.
+    `trace_id`: from the client's traceparent, 32 hex digits, or None. `streamed`: more content may follow.
     """
 
     message: RequestMessage
@@ -41,6 +45,7 @@ class EdgeRequest:
     header_bytes: int
     trace_id: str | None
     is_grpc: bool
+    streamed: bool = False
 
     @property
     def has_content(self) -> bool:
@@ -84,6 +89,7 @@ def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
         header_bytes=header_bytes,
         trace_id=_trace_id(message),
         is_grpc=content_type.startswith(b"application/grpc"),
+        streamed=check.attributes.context_extensions.get(STREAMED_EXTENSION) == STREAMED,
     )
 
 

@@ -90,7 +90,8 @@ class VerifiedRequest:
 def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     """Find the route of `request` and refuse what no route may carry, PCH §4 step 1.
 
-    Raises `AmbiguousPath`, `NoRoute`, `HeaderTooLarge`, `UpgradeRefused`, `BodyTooLarge`.
+    Raises `AmbiguousPath`, `NoRoute`, `HeaderTooLarge`, `UpgradeRefused`, `BodyTooLarge`, and `OurFault` when the edge
+    and the configuration disagree about what is guarded.
     """
     message = request.message
     check_target(message.target)
@@ -103,6 +104,8 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     if request.header_bytes > rules.config.filter.max_header_bytes:
         raise errors.HeaderTooLarge("the header is over the hard cap")
     _check_upgrade(request, route)
+    if route.guarded and request.streamed:
+        raise errors.OurFault("the edge streams the content of a guarded route")
     body_bytes = max(len(request.body), request.content_length or 0)
     if route.guarded and (request.body_cut or body_bytes > route.max_body_bytes):
         raise errors.BodyTooLarge("the content is over the route's limit")

@@ -502,6 +502,14 @@ async def test_open_route_passes_without_a_proof_and_is_recorded(parts: FilterPa
     assert json.loads(stored.raw)["request"]["content"] == "unchecked"
 
 
+async def test_content_that_the_edge_streams_is_never_let_into_a_guarded_route(parts: FilterParts) -> None:
+    good = signed(parts, method="POST", body=b"x")
+    answer = await parts.answer(dataclasses.replace(good, streamed=True))
+    assert answer.reason is Reason.INTERNAL
+    assert (await parts.answer(good)).reason is Reason.ALLOWED
+    assert (await parts.answer(unsigned("/public/x", streamed=True))).reason is Reason.UNGUARDED
+
+
 async def test_receipt_of_an_upgrade_says_that_its_content_is_unbound(parts: FilterParts) -> None:
     answer = await parts.answer(ACCEPTED[10][1](parts))
     assert answer.reason is Reason.ALLOWED

@@ -57,6 +57,14 @@ def test_binding_is_never_taken_from_another_namespace_or_a_header() -> None:
     assert decode_check(request, "").binding is None
 
 
+@pytest.mark.parametrize(("value", "streamed"), [(None, False), ("", False), ("whole", False), ("streamed", True)])
+def test_the_edge_tells_which_of_its_routes_stream_content(value: str | None, streamed: bool) -> None:
+    request = check([("signet_content", b"streamed"), ("x-signet-content", b"streamed")])
+    if value is not None:
+        request.attributes.context_extensions["signet_content"] = value
+    assert decode_check(request, "").streamed is streamed
+
+
 @pytest.mark.parametrize("request_", [check(id=""), check([(":method", b"")]), check([(":path", b"")]), CheckRequest()])
 def test_check_without_its_essentials_is_undecodable(request_: CheckRequest) -> None:
     with pytest.raises(UndecodableRequest):
