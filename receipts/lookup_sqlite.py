@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 MAX_QUERY_S: Final = 2.0
 """A look-up without an index reads the whole file: after so long it gives up."""
 _BUSY_TIMEOUT_MS: Final = 1000
-_OPCODES_BETWEEN_LOOKS: Final = 10_000
+OPCODES_BETWEEN_LOOKS: Final = 10_000
+"""Steps of SQLite's machine between two looks at the clock."""
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM receipts "
 _BY_WRITER: Final = _SELECT + "WHERE writer = ? AND wseq = ?"
 _BY_TRACE: Final = _SELECT + "WHERE trace_id = ? ORDER BY seq LIMIT ?"
@@ -30,10 +31,16 @@ class SqliteLookup:
     """Look-ups in the store at `path`, see `ReceiptLookup`. The connection belongs to `_lock`; any thread may call."""
 
     def __init__(
-        self, path: Path | str, *, max_query_s: float = MAX_QUERY_S, monotonic_s: Callable[[], float] = time.monotonic
+        self,
+        path: Path | str,
+        *,
+        max_query_s: float = MAX_QUERY_S,
+        opcodes_between_looks: int = OPCODES_BETWEEN_LOOKS,
+        monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = Path(path)
         self._max_query_s, self._monotonic_s = max_query_s, monotonic_s
+        self._opcodes_between_looks = opcodes_between_looks
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
 
@@ -64,7 +71,7 @@ class SqliteLookup:
                 late = self._monotonic_s() > deadline_s
                 return late
 
-            self._connection.set_progress_handler(look, _OPCODES_BETWEEN_LOOKS)
+            self._connection.set_progress_handler(look, self._opcodes_between_looks)
             try:
                 return self._connection.execute(statement, parameters).fetchall()
             except BaseException as error:
