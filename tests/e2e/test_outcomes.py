@@ -330,7 +330,8 @@ def stopped(stage: Stage) -> Iterator[Callable[[], None]]:
         yield lambda: [os.kill(pid, signal.SIGSTOP) for pid in pids].clear()
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
 
 def test_workers_that_stand_still_get_what_waited(own: Stage) -> None:
