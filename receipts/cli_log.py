@@ -94,6 +94,8 @@ def _fsck(args: argparse.Namespace) -> int:
     places = read_places(args, os.environ)
     store, reader = places.store(), places.reader()
     keys = places.signer().verifier_keys()
+    newest = store.latest(1)
+    total, show = newest[0].seq if newest else 0, progress(args, "checking")
     try:
         report = check_log(
             store,
@@ -101,7 +103,7 @@ def _fsck(args: argparse.Namespace) -> int:
             reader.heads,
             origin=places.signer().origin,
             verifiers=[note_verifier(key) for key in keys],
-            progress=lambda done: progress(args, "checking")(done, done),
+            progress=lambda done: show(done, total),
         )
     finally:
         reader.close()

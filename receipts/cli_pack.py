@@ -38,21 +38,22 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the pack. Raises PlacesError, PackError, StoreError."""
     places = read_places(args, os.environ)
-    store = places.store()
-    integrate_if_idle(places, store)
-    source = PackSource(
-        store=store,
-        lookup=places.lookup(store),
-        reader=places.reader(),
-        notes=places.notes(),
-        keys=places.signer().verifier_keys(),
-        policy=_read_policy(args.policy, places),
-    )
-    plan = plan_pack(source, args.date, now_s())
-    try:
-        size = write_pack(source, plan, args.out, progress(args, "packing"))
-    except OSError as error:
-        raise PlacesError(f"{args.out}: {error.strerror}") from error
+    with contextlib.closing(places.store()) as store:
+        integrate_if_idle(places, store)
+        with contextlib.closing(places.reader()) as reader:
+            source = PackSource(
+                store=store,
+                lookup=places.lookup(store),
+                reader=reader,
+                notes=places.notes(),
+                keys=places.signer().verifier_keys(),
+                policy=_read_policy(args.policy, places),
+            )
+            plan = plan_pack(source, args.date, now_s())
+            try:
+                size = write_pack(source, plan, args.out, progress(args, "packing"))
+            except OSError as error:
+                raise PlacesError(f"{args.out}: {error.strerror}") from error
     facts = {
         "path": str(args.out),
         "bytes": size,
