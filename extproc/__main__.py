@@ -40,16 +40,15 @@ def _log_to_stderr(level: str) -> None:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from extproc.config import load_config
     from extproc.supervisor import Supervisor
 
-    return Supervisor(load_config(args.config, os.environ), args.config).run()
+    return Supervisor(args.config, os.environ).run()
 
 
 def _worker(args: argparse.Namespace) -> int:
     from extproc.worker import run_worker
 
-    return run_worker(args.config, args.index, args.lifeline_fd)
+    return run_worker(args.config, args.index, args.lifeline_fd, args.accepted)
 
 
 def _admin(args: argparse.Namespace) -> int:
@@ -96,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "worker":
             command.add_argument("--index", type=int, required=True)
             command.add_argument("--lifeline-fd", type=int, default=None)
+            command.add_argument(
+                "--accepted", type=Path, default=None, help="start from this copy of the configuration"
+            )
     clients.register(commands)
     return parser
 

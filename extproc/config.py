@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from extproc.log_section import LogSection
 
-__all__ = ["ConfigError", "FilterConfig", "load_config"]
+__all__ = ["ConfigError", "FilterConfig", "load_config", "read_config_file"]
 
 MAX_CONFIG_BYTES: Final = 1_048_576
 MAX_SOCKET_PATH_BYTES: Final = 107
@@ -70,9 +70,12 @@ class FilterConfig:
     digest: str
 
 
-def load_config(path: Path, environ: Mapping[str, str]) -> FilterConfig:
-    """Load and check the configuration in `path`; `environ` overrides scalars. Raises `ConfigError`."""
-    document = _read(path)
+def load_config(path: Path, environ: Mapping[str, str], *, content: bytes | None = None) -> FilterConfig:
+    """Load and check the configuration in `path`; `environ` overrides scalars. Raises `ConfigError`.
+
+    `content`: the file's bytes, when they were read before (`read_config_file`).
+    """
+    document = _parse(path, read_config_file(path) if content is None else content)
     for key in document:
         if key not in SECTIONS and key != "route":
             raise ConfigError(f"{path}: {printable(key)}: unknown section")
@@ -97,15 +100,21 @@ def load_config(path: Path, environ: Mapping[str, str]) -> FilterConfig:
     return config
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_config_file(path: Path) -> bytes:
+    """Read the file's bytes, at most MAX_CONFIG_BYTES. Raises `ConfigError`."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
-        if len(raw) > MAX_CONFIG_BYTES:
-            raise ConfigError(f"{path}: is larger than {MAX_CONFIG_BYTES} bytes")
-        return tomllib.loads(raw.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_CONFIG_BYTES} bytes")
+    return raw
+
+
+def _parse(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8") from error
     except tomllib.TOMLDecodeError as error:

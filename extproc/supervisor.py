@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import multiprocess
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from extproc.config import ConfigError, load_config, read_config_file
+from extproc.reload import needs_restart
 
-    from extproc.config import FilterConfig
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
 
 LOG: Final = logging.getLogger("signet.supervisor")
 MIN_BACKOFF_S: Final = 0.1
@@ -26,6 +28,9 @@ STEADY_AFTER_S: Final = 10.0
 KILL_AFTER_DRAIN_S: Final = 3.0
 """How long past its drain time a worker may take before it is killed."""
 POLL_S: Final = 0.05
+ACCEPTED_FILE: Final = "accepted.toml"
+"""The configuration that was accepted last, beside the sockets: what a worker that died starts from."""
+PRIVATE_MODE: Final = 0o600
 
 
 @dataclass(slots=True)
@@ -40,8 +45,12 @@ class _Slot:
 class Supervisor:
     """Owner of the worker processes. Single-threaded; signals only set flags."""
 
-    def __init__(self, config: FilterConfig, config_path: Path) -> None:
-        self._config, self._config_path = config, config_path
+    def __init__(self, config_path: Path, environ: Mapping[str, str]) -> None:
+        """Load the configuration. Raises `ConfigError`."""
+        self._config_path, self._environ = config_path, environ
+        self._content = read_config_file(config_path)
+        config = self._config = load_config(config_path, environ, content=self._content)
+        self._accepted_path = config.filter.socket_dir / ACCEPTED_FILE
         self._stopping = False
         self._reload = False
         # The workers hold the read end: it ends when this process does, however it ends, and they drain.
@@ -58,6 +67,7 @@ class Supervisor:
         while not self._stopping:
             if self._reload:
                 self._reload = False
+                self._accept()
                 self._signal_all(slots, signal.SIGHUP)
             for slot in slots:
                 self._look_after(slot)
@@ -67,8 +77,27 @@ class Supervisor:
     def _prepare(self) -> None:
         self._config.filter.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._metrics_dir.mkdir(exist_ok=True, mode=0o700)
+        self._keep_accepted()
         for leftover in self._metrics_dir.glob("*.db"):
             leftover.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        """Take the file's content for workers to start from, if it could be loaded; each running one says if not."""
+        try:
+            content = read_config_file(self._config_path)
+            config = load_config(self._config_path, self._environ, content=content)
+        except ConfigError:
+            return
+        if not needs_restart(self._config, config):
+            self._config, self._content = config, content
+            self._keep_accepted()
+
+    def _keep_accepted(self) -> None:
+        temporary = self._accepted_path.with_suffix(".tmp")
+        temporary.unlink(missing_ok=True)
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE), "wb") as file:
+            file.write(self._content)
+        temporary.replace(self._accepted_path)
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -79,7 +108,8 @@ class Supervisor:
     def _start(self, index: int) -> _Slot:
         command = [sys.executable, "-m", "extproc", "worker", "--config", str(self._config_path)]
         command += ["--index", str(index), "--lifeline-fd", str(self._lifeline_read)]
-        environ = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}
+        command += ["--accepted", str(self._accepted_path)]
+        environ = {**self._environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}
         # Blocked signals stay blocked in the child: a reload while it starts waits until it listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
@@ -122,4 +152,5 @@ class Supervisor:
                 slot.process.kill()
                 slot.process.wait()
         os.close(self._lifeline_write)
+        self._accepted_path.unlink(missing_ok=True)
         return 0

@@ -23,7 +23,7 @@ from prometheus_client import REGISTRY
 
 from extproc.access_log import AccessLog
 from extproc.challenge_supply import ChallengeSupply
-from extproc.config import ConfigError, FilterConfig, load_config
+from extproc.config import ConfigError, FilterConfig, load_config, read_config_file
 from extproc.ext_authz import ExtAuthz
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.choice import open_nonce_store
@@ -32,6 +32,7 @@ from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
 from extproc.plan import PLAN
 from extproc.readiness import store_problem
+from extproc.reload import needs_restart
 from extproc.route import MAX_BODY_BYTES
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
@@ -71,9 +72,9 @@ def now_ms() -> int:
 class Worker:
     """One worker process. Made and run inside its event loop, which owns it."""
 
-    def __init__(self, config_path: Path, index: int, environ: Mapping[str, str]) -> None:
+    def __init__(self, config_path: Path, index: int, environ: Mapping[str, str], accepted: Path | None) -> None:
         self._config_path, self._index, self._environ = config_path, index, environ
-        config = load_config(config_path, environ)
+        config = load_config(config_path, environ, content=None if accepted is None else read_config_file(accepted))
         self._rules: Rules = rules_of(config)
         self._telemetry = Telemetry(REGISTRY)
         self._keyring = KeyringFile(config.keyring.path)
@@ -156,7 +157,7 @@ class Worker:
         """Load the configuration again; a bad one is reported and the old one stays in force."""
         try:
             config = load_config(self._config_path, self._environ)
-            fixed = _needs_restart(self.config, config)
+            fixed = needs_restart(self.config, config)
             rules = rules_of(config)
         except (ConfigError, OSError) as error:
             self._telemetry.reloads.labels("refused").inc()
@@ -218,28 +219,9 @@ class Worker:
         return self._socket_path.with_suffix(".status.json")
 
 
-def _needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
-    """Name the settings that a running worker cannot change."""
-    pairs = {
-        "filter.socket_dir": (old.filter.socket_dir, new.filter.socket_dir),
-        "filter.workers": (old.filter.workers, new.filter.workers),
-        "filter.socket_mode": (old.filter.socket_mode, new.filter.socket_mode),
-        "filter.max_age_s": (old.filter.max_age_s, new.filter.max_age_s),
-        "nonce_store": (old.nonce_store, new.nonce_store),
-        "receipts.url": (old.receipts.url, new.receipts.url),
-        "receipts.max_refusal_receipts_per_s": (
-            old.receipts.max_refusal_receipts_per_s,
-            new.receipts.max_refusal_receipts_per_s,
-        ),
-        "keyring": (old.keyring, new.keyring),
-        "sealing.path": (old.sealing.path, new.sealing.path),
-    }
-    return [name for name, (before, after) in pairs.items() if before != after]
-
-
-async def _run(config_path: Path, index: int, lifeline_fd: int | None) -> None:
+async def _run(config_path: Path, index: int, lifeline_fd: int | None, accepted: Path | None) -> None:
     """Run a worker until SIGTERM, SIGINT, or the end of the lifeline: the supervisor's end of a pipe closes with it."""
-    worker = Worker(config_path, index, os.environ)
+    worker = Worker(config_path, index, os.environ, accepted)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -249,8 +231,12 @@ async def _run(config_path: Path, index: int, lifeline_fd: int | None) -> None:
     await worker.run(stop)
 
 
-def run_worker(config_path: Path, index: int, lifeline_fd: int | None) -> int:
-    """Run one worker until it is told to stop. Returns the exit status."""
+def run_worker(config_path: Path, index: int, lifeline_fd: int | None, accepted: Path | None) -> int:
+    """Run one worker until it is told to stop. Returns the exit status.
+
+    `accepted`: where the supervisor keeps the configuration that it accepted last; a worker that starts again takes
+    that one and not what the file happens to hold by then.
+    """
     keep_values_as(index)
-    uvloop.run(_run(config_path, index, lifeline_fd))
+    uvloop.run(_run(config_path, index, lifeline_fd, accepted))
     return 0

@@ -59,7 +59,8 @@ def test_killed_worker_comes_back_and_the_other_one_goes_on(served: FilterFolder
 
 
 def test_worker_that_cannot_start_is_tried_again_more_and_more_rarely(served: FilterFolder) -> None:
-    served.config.write_text("[[route")
+    keys = served.keyring.read_bytes()
+    served.keyring.write_text("[")
     os.kill(served.pid(0), signal.SIGKILL)
     for number in (2, 4):
         served.wait_logged(f"starting again in {number * MIN_BACKOFF_S:.1f} s")
@@ -67,16 +68,43 @@ def test_worker_that_cannot_start_is_tried_again_more_and_more_rarely(served: Fi
     assert second - first >= 2 * MIN_BACKOFF_S
     with FilterCalls(served.socket(1)) as calls:
         assert reason_of(served.pass_once(calls)) == "allowed", "the other one still has the good configuration"
-    served.config.write_text(served.config_text)
+    served.keyring.write_bytes(keys)
     until(lambda: running(int(served.status(0)["pid"])), "worker 0 runs again")
     assert served.processes[0].poll() is None
+
+
+LATE_ROUTE = '\n[[route]]\nname = "late"\npath = "/late"\nguard = "open"\n'
+
+
+@pytest.mark.parametrize("edit", ["[[route", LATE_ROUTE], ids=["broken", "good"])
+def test_edit_counts_for_no_worker_before_a_reload_says_so(served: FilterFolder, edit: str) -> None:
+    """A worker that starts again takes the configuration that was accepted, so that all decide alike."""
+    served.config.write_text(served.config_text + edit)
+    victim = served.pid(0)
+    os.kill(victim, signal.SIGKILL)
+    new_pid(served, victim)
+    for index in (0, 1):
+        with FilterCalls(served.socket(index)) as calls:
+            assert reason_of(served.pass_once(calls)) == "allowed"
+            assert reason_of(served.ask(calls, "/late")) == "no_route"
+
+
+def test_worker_that_starts_after_a_reload_has_what_was_loaded(served: FilterFolder) -> None:
+    served.config.write_text(served.config_text + LATE_ROUTE)
+    served.processes[0].send_signal(signal.SIGHUP)
+    served.wait_logged("configuration reloaded", times=2)
+    victim = served.pid(0)
+    os.kill(victim, signal.SIGKILL)
+    new_pid(served, victim)
+    with FilterCalls(served.socket(0)) as calls:
+        assert reason_of(served.ask(calls, "/late")) == "allowed"
 
 
 def test_reload_reaches_every_worker_also_one_that_is_just_starting(served: FilterFolder) -> None:
     victim = served.pid(0)
     os.kill(victim, signal.SIGKILL)
     until(lambda: not running(victim), "the worker is dead")
-    served.config.write_text(served.config_text + '\n[[route]]\nname = "late"\npath = "/late"\nguard = "open"\n')
+    served.config.write_text(served.config_text + LATE_ROUTE)
     for _ in range(3):
         served.processes[0].send_signal(signal.SIGHUP)
         served.wait_logged("configuration reloaded")

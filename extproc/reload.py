@@ -1,0 +1,27 @@
+"""What a running filter cannot change by loading its configuration again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from extproc.config import FilterConfig
+
+
+def needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
+    """Name the settings that a running worker cannot change."""
+    pairs = {
+        "filter.socket_dir": (old.filter.socket_dir, new.filter.socket_dir),
+        "filter.workers": (old.filter.workers, new.filter.workers),
+        "filter.socket_mode": (old.filter.socket_mode, new.filter.socket_mode),
+        "filter.max_age_s": (old.filter.max_age_s, new.filter.max_age_s),
+        "nonce_store": (old.nonce_store, new.nonce_store),
+        "receipts.url": (old.receipts.url, new.receipts.url),
+        "receipts.max_refusal_receipts_per_s": (
+            old.receipts.max_refusal_receipts_per_s,
+            new.receipts.max_refusal_receipts_per_s,
+        ),
+        "keyring": (old.keyring, new.keyring),
+        "sealing.path": (old.sealing.path, new.sealing.path),
+    }
+    return [name for name, (before, after) in pairs.items() if before != after]
