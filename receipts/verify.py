@@ -61,6 +61,8 @@ MAX_LINE_BYTES: Final = 1 << 20
 MAX_NOTE_BYTES: Final = 256 << 10
 MAX_SIGNATURES: Final = 32
 MAX_KEYS: Final = 1024
+MAX_JSON_PARTS: Final = 6 * MAX_MEMBERS
+"""Commas, and opening brackets, in one JSON text: what it takes in memory, however little it is in bytes."""
 MAX_TREE_SIZE: Final = 2**63 - 1
 MAX_RATIO: Final = 100
 """How many times its packed size a large member may be: receipts are full of digests and pack 3 to 10 times."""
@@ -114,6 +116,7 @@ _HEX: Final = re.compile(r"[0-9a-f]{64}")
 _NUMBER: Final = re.compile(rb"0|[1-9][0-9]{0,18}")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _UUID7: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _KINDS: Final = frozenset({"decision", "body_verdict", "outcome", "summary", "log_event"})
 _MAX_SAFE: Final = 2**53 - 1
 _MAX_DEPTH: Final = 40
@@ -348,7 +351,9 @@ _encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_
 
 
 def parse_json(data: bytes, what: str) -> Any:
-    """Parse JSON without duplicate members, NaN or endless numbers. Raises Invalid."""
+    """Parse JSON without duplicate members, NaN or endless numbers. Raises Invalid, Unusable."""
+    if max(data.count(b","), data.count(b"{") + data.count(b"[")) > MAX_JSON_PARTS:
+        raise Unusable(f"{what} has more parts than any pack's")
     try:
         return _strict.decode(data.decode())
     except (ValueError, RecursionError, OverflowError) as error:
@@ -421,7 +426,7 @@ class Fields:
     def text(self, name: str, most: int = 1 << 20) -> str:
         """A string of at most `most` characters."""
         value = self._value[name]
-        if not isinstance(value, str) or len(value) > most:
+        if not isinstance(value, str) or len(value) > most or _SURROGATE.search(value):
             self._wrong(name)
         return str(value)
 

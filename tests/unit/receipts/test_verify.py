@@ -688,6 +688,83 @@ def test_member_that_unpacks_to_more_than_it_says_is_refused(made: Made) -> None
     assert isinstance(outcome(bytes(pack)), Exception)
 
 
+def test_large_packs_have_a_directory_of_the_64_bit_kind(made: Made, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What zipfile writes past 2 GiB, brought about by lowering its limit."""
+    from receipts.pack_zip import ZipStream
+
+    stream, out = ZipStream(), []
+    for name, data in made.members.items():
+        out += list(stream.add(name, [data], large=name in ("receipts.jsonl", "sth.json")))
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)
+    pack = b"".join([*out, *stream.finish()])
+    assert pack.count(b"PK\6\6") == 1
+    assert run(pack)[0] == 0
+    source, end = random.Random(3), len(pack) - verify.TRAILER_BYTES
+    for at in [*range(end - 98, end), *(source.randrange(len(pack)) for _ in range(40))]:
+        changed = bytearray(pack)
+        changed[at] ^= 1 << source.randrange(8)
+        assert isinstance(outcome(bytes(changed)), Exception), f"byte {at - end}"
+
+
+PREDECESSOR_ATTACKS: dict[str, Callable[[list[dict[str, Any]]], list[dict[str, Any]]]] = {
+    "none": lambda _: [],
+    "twice": lambda lines: [*lines, *lines],
+    "another index": lambda lines: [{**lines[0], "index": 3}],
+    "an index in the day": lambda lines: [{**lines[0], "index": 50}],
+    "another writer": lambda lines: [{**lines[0], "writer": WRITERS[3]}],
+    "another leaf": lambda lines: [{**lines[0], "leaf": "A" * 43 + "="}],
+    "another receipt": lambda lines: [{**lines[0], "receipt": lines[0]["receipt"].replace("GET", "PUT")}],
+    "no proof": lambda lines: [{**lines[0], "proof": []}],
+    "a receipt that is none": lambda lines: [{**lines[0], "receipt": "{}"}],
+    "a receipt with a lone surrogate": lambda lines: [{**lines[0], "receipt": "\ud800"}],
+    "one of no writer here": lambda lines: [*lines, {**lines[0], "writer": WRITERS[3], "receipt": None}],
+}
+
+
+@pytest.mark.parametrize("attack", PREDECESSOR_ATTACKS)
+def test_predecessors_that_were_tampered_with_are_refused(made: Made, run: Run, attack: str) -> None:
+    name = "proofs/predecessors.jsonl"
+    lines = [json.loads(line) for line in made.members[name].splitlines()]
+    assert len(lines) == 1
+    changed = b"".join(json.dumps(line).encode() + b"\n" for line in PREDECESSOR_ATTACKS[attack](lines))
+    assert run(repack({**made.members, name: changed}))[0] == 1
+    same = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    assert run(repack({**made.members, name: same}))[0] == 0
+
+
+def test_lines_have_a_bound_and_an_end(made: Made, run: Run) -> None:
+    for name in ("receipts.jsonl", "sth.json", "proofs/predecessors.jsonl", "keys/rotations.jsonl"):
+        data = made.members[name]
+        noise = random.Random(4).randbytes(3 << 20).replace(b"\n", b"x")
+        for changed in (noise, noise + b"\n" + data, data + b"x", data.removesuffix(b"\n") + b" "):
+            assert run(repack({**made.members, name: changed}))[0] in (1, 2)
+
+
+@pytest.mark.parametrize("text", [b"[" + b"1," * 1_000_000 + b"1]", b"[" + b"{}," * 900_000 + b"{}]"])
+def test_json_of_many_small_parts_is_refused_before_it_is_parsed(made: Made, run: Run, text: bytes) -> None:
+    noise = random.Random(5).randbytes(60_000).hex().encode()
+    members = {**made.members, "proofs/consistency.json": text[:-1] + b',"' + noise + b'"]'}
+    assert run(repack(members))[0] == 2
+
+
+@pytest.mark.parametrize("name", ["format", "origin", "date", "root"])
+def test_lone_surrogates_are_refused(made: Made, run: Run, name: str) -> None:
+    assert run(repack(made.members, lambda manifest: manifest.update({name: "\ud800"})))[0] in (1, 2)
+
+
+def test_chain_of_the_older_pack_must_go_on(tmp_path: Path) -> None:
+    """An older pack that shows another end of a writer's chain does not join."""
+    raws = chain(12)
+    newer = pack_of(tmp_path / "a", raws, days=(6,), offset=1)
+    older = outcome(pack_of(tmp_path / "b", raws, days=(6,), offset=0))
+    assert isinstance(older, verify.Report)
+    assert isinstance(outcome(newer, since=older), verify.Report)
+    older.tails[WRITERS[0]] = (6, bytes(32))
+    found = outcome(newer, since=older)
+    assert isinstance(found, verify.Invalid)
+    assert (found.check, found.index) == ("since", 6)
+
+
 @pytest.mark.parametrize("field", ["flags", "method", "version", "offset", "disk", "size", "name_length", "extra"])
 def test_directory_that_lies_is_refused(made: Made, field: str) -> None:
     pack = bytearray(made.packs[1])
