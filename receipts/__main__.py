@@ -1,4 +1,4 @@
-"""`python -m receipts`: integrate, pack, verify, rotate, fsck."""
+"""`python -m receipts`: integrate, pack, verify, rotate, fsck, prune, backup, restore."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Final
 
-from receipts import cli_log, cli_pack, verify
+from receipts import backup, cli_log, cli_pack, prune, verify
 from receipts.cli_places import PlacesError
 from receipts.errors import StoreError
 from receipts.pack_errors import PackError
@@ -21,6 +21,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     cli_log.register(commands)
     cli_pack.register(commands)
+    prune.register(commands)
+    backup.register(commands)
     commands.add_parser("verify", help="verify a pack offline; see `verify --help`", add_help=False)
     return parser
 

@@ -12,10 +12,10 @@ import shutil
 import sqlite3
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from receipts.errors import ReceiptStoreUnavailable, StoreCorrupt, StoreError
-from receipts.open_store import add_store_argument
+from receipts.cli_places import PlacesError, add_options, read_places
+from receipts.errors import ReceiptStoreUnavailable
 from receipts.sqlite_file import connect, typed_errors
 from receipts.store_check import StoreReport, check_store
 from receipts.store_sqlite import SqliteReceiptStore
@@ -105,39 +105,34 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `backup` and `restore` to the command line."""
-    parser = subparsers.add_parser("backup", help="copy the store while it is in use", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the backup, a new file")
-    add_store_argument(parser)
-    parser.set_defaults(func=run_backup)
-    parser = subparsers.add_parser("restore", help="make a store of a backup", description=__doc__)
-    parser.add_argument("--from", type=Path, required=True, metavar="FILE", dest="source", help="the backup")
-    add_store_argument(parser)
-    parser.set_defaults(func=run_restore)
+def register(commands: Any) -> None:
+    """Add the commands."""
+    for name, run, option, text in (
+        ("backup", _backup, "--out", "copy the store while it is in use, and check the copy"),
+        ("restore", _restore, "--from", "make a new store of a backup, and check it"),
+    ):
+        parser = commands.add_parser(name, help=text, description=text)
+        add_options(parser)
+        parser.add_argument(option, type=Path, required=True, metavar="FILE", dest="file", help="the backup")
+        parser.set_defaults(run=run)
 
 
-def run_backup(arguments: argparse.Namespace) -> int:
-    """Back up as the command line says. Returns 0 when done, 1 when the store is not whole, 2 when it cannot."""
-    return _run("backup", arguments.store, lambda path: backup(path, arguments.out))
+def _backup(args: argparse.Namespace) -> int:
+    return _report("backup", backup(_store_path(args, "pg_dump"), args.file))
 
 
-def run_restore(arguments: argparse.Namespace) -> int:
-    """Restore as the command line says. Returns 0 when done, 1 when the backup is not whole, 2 when it cannot."""
-    return _run("restore", arguments.store, lambda path: restore(arguments.source, path))
+def _restore(args: argparse.Namespace) -> int:
+    return _report("restore", restore(args.file, _store_path(args, "pg_restore")))
 
 
-def _run(name: str, url: str, copy: Callable[[Path], StoreReport]) -> int:
-    scheme, _, path = url.partition(":")
+def _store_path(args: argparse.Namespace, instead: str) -> Path:
+    scheme, _, path = read_places(args, os.environ).store_url.partition(":")
     if scheme != "sqlite" or not path:
-        tool = "pg_dump" if name == "backup" else "pg_restore"
-        print(f"{name}: only for sqlite:PATH; {tool} for PostgreSQL: docs/guides/receipt-stores.md", file=sys.stderr)
-        return 2
-    try:
-        report = copy(Path(path))
-    except StoreError as error:
-        print(f"{name}: {error.code}: {error}", file=sys.stderr)
-        return 1 if isinstance(error, StoreCorrupt) else 2
+        raise PlacesError(f"only for sqlite:PATH; {instead} for PostgreSQL, see docs/guides/receipt-stores.md")
+    return Path(path)
+
+
+def _report(name: str, report: StoreReport) -> int:
     pruned = f", {report.pruned} of them by their hash alone" if report.pruned else ""
-    print(f"{name}: {report.receipts} receipts of {report.writers} writers{pruned}; every chain is whole")
+    sys.stdout.write(f"{name}: {report.receipts} receipts of {report.writers} writers{pruned}; every chain is whole\n")
     return 0

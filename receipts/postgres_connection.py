@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
@@ -40,9 +41,21 @@ _T = TypeVar("_T")
 class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits `MAX_WAIT_S` at most for the server's next answer; one that waited longer is lost."""
 
+    _silent = False
+
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         """Wait for `gen`; see `psycopg.Connection.wait`."""
-        return super().wait(gen, interval, MAX_WAIT_S if timeout is None else timeout)
+        limit_s = MAX_WAIT_S if timeout is None else timeout
+        began_s = time.monotonic()
+        try:
+            return super().wait(gen, interval, limit_s)
+        except psycopg.OperationalError:
+            self._silent |= time.monotonic() - began_s >= limit_s
+            raise
+
+    def died_of(self, error: psycopg.OperationalError) -> bool:
+        """Tell whether the server ended this session, and said so or closed the connection: it may be back by now."""
+        return not self._silent and (self.closed or (error.sqlstate or "").startswith("57P0"))
 
 
 def parse_url(url: str) -> str:

@@ -17,13 +17,13 @@ import sys
 import time
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from receipts.errors import StoreError
+from receipts.cli_places import PlacesError, add_options, read_places
+from receipts.errors import StoreUrlError
 from receipts.facts import EventFacts
 from receipts.log import DATABASE_NAME
-from receipts.open_store import add_store_argument, open_store
+from receipts.open_store import open_store
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import ID_RANDOM_BYTES, WriterId, new_receipt_id
 from receipts.sth_store import SthStore
@@ -34,6 +34,7 @@ from receipts.tile_store import DirectoryTileStore
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable
+    from pathlib import Path
 
     from receipts.tile_store import TileStore
 
@@ -153,40 +154,38 @@ def drop_bundles(tiles: TileStore, pruned_to: int, integrated: int) -> int:
     return dropped
 
 
-def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add `prune` to the command line."""
-    parser = subparsers.add_parser("prune", help="drop old payloads, keep their hashes", description=__doc__)
+def register(commands: Any) -> None:
+    """Add the command."""
+    text = "drop the payloads of old receipts and keep their hashes"
+    parser = commands.add_parser("prune", help=text, description=text)
+    add_options(parser)
     parser.add_argument("--before", metavar="YYYY-MM-DD", required=True, help="UTC day; what is older is dropped")
-    add_store_argument(parser)
-    log = parser.add_mutually_exclusive_group()
-    log.add_argument("--log", type=Path, default=Path("log"), metavar="FOLDER", help="the log's folder (default: log)")
-    log.add_argument("--no-log", action="store_true", help="no log is made of this store")
+    parser.add_argument("--no-log", action="store_true", help="no log is made of this store")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be dropped")
-    parser.set_defaults(func=run)
+    parser.set_defaults(run=run)
 
 
 def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def run(arguments: argparse.Namespace, *, clock_ms: Callable[[], int] = _wall_clock_ms) -> int:
-    """Prune as the command line says. Returns 0 when done, 1 when the store failed, 2 when it cannot begin."""
+def run(args: argparse.Namespace, *, clock_ms: Callable[[], int] = _wall_clock_ms) -> int:
+    """Prune as the command line says. Returns 0; raises PlacesError, StoreError: then run it again to complete it."""
     now_ms = clock_ms()
-    folder: Path | None = None if arguments.no_log else arguments.log
+    places = read_places(args, os.environ)
     try:
-        before_ms = parse_before(arguments.before, now_ms)
+        before_ms = parse_before(args.before, now_ms)
     except PruneDateError as error:
-        return _fail(str(error), 2)
+        raise PlacesError(f"--before: {error}") from error
+    folder = None if args.no_log else places.log_dir
     if folder is not None and not (folder / DATABASE_NAME).is_file():
-        return _fail(f"there is no log in {folder}: give its folder with --log, or --no-log if there is none", 2)
+        raise PlacesError("there is no log here: say where it is (--log, --config), or --no-log if there is none")
     try:
-        store = open_store(arguments.store, write_wait_ms=_WRITE_WAIT_MS)
-    except StoreError as error:
-        return _fail(f"{error.code}: {error}", 2)
+        store = open_store(places.store_url, write_wait_ms=_WRITE_WAIT_MS)
+    except StoreUrlError as error:
+        raise PlacesError(str(error)) from error
     try:
-        _prune_all(store, folder, before_ms, now_ms, dry_run=arguments.dry_run)
-    except StoreError as error:
-        return _fail(f"{error.code}: {error}; run it again to complete it", 1)
+        _prune_all(store, folder, before_ms, now_ms, dry_run=args.dry_run)
     finally:
         store.close()
     return 0
@@ -197,17 +196,17 @@ def _prune_all(store: PrunableStore, folder: Path | None, before_ms: int, now_ms
     plan = plan_pruning(store, before_ms, integrated)
     span = f" (seq {plan.first_seq} to {plan.last_seq})" if plan.receipts else ""
     if dry_run:
-        print(f"would drop the payloads of {plan.receipts} receipts{span}")
+        _say(f"would drop the payloads of {plan.receipts} receipts{span}")
     else:
         event = prune(
             store, plan, now_ms=now_ms, random=os.urandom(ID_RANDOM_BYTES), writer=WriterId(str(uuid.uuid4()))
         )
         recorded = "" if event is None else f", recorded as {event.id}"
-        print(f"dropped the payloads of {plan.receipts} receipts{span}{recorded}")
+        _say(f"dropped the payloads of {plan.receipts} receipts{span}{recorded}")
     if plan.waiting:
-        print(f"{plan.waiting} receipts as old stay until the log has taken them in")
+        _say(f"{plan.waiting} receipts as old stay until the log has taken them in")
     if folder is not None and integrated is not None and not dry_run:
-        print(f"dropped {drop_bundles(DirectoryTileStore(folder), store.pruned_to(), integrated)} entry bundles")
+        _say(f"dropped {drop_bundles(DirectoryTileStore(folder), store.pruned_to(), integrated)} entry bundles")
 
 
 def _integrated(folder: Path) -> int:
@@ -219,6 +218,5 @@ def _integrated(folder: Path) -> int:
     return 0 if head is None else head.size
 
 
-def _fail(message: str, status: int) -> int:
-    print(f"prune: {message}", file=sys.stderr)
-    return status
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")

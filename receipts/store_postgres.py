@@ -218,8 +218,8 @@ class PostgresReceiptStore:
         connection = self._open_writing()
         try:
             return connection, _look(connection, batch, tail)
-        except psycopg.OperationalError:
-            if not (was_open and connection.closed):
+        except psycopg.OperationalError as error:
+            if not (was_open and connection.died_of(error)):
                 raise
         self.close_writer()
         connection = self._open_writing()
@@ -228,21 +228,25 @@ class PostgresReceiptStore:
     def _fetch(self, statement: LiteralString, parameters: tuple[object, ...]) -> list[Any]:
         with self._read_lock, typed_errors():
             was_open = self._reading is not None
+            connection = self._reading = self._reading or self._connect()
             try:
-                return self._fetch_once(statement, parameters)
-            except psycopg.OperationalError:
-                # The server was restarted since the last read: what it would have said, it says again.
-                if not was_open or self._reading is not None:
+                return _rows(connection, statement, parameters)
+            except BaseException as error:
+                # Once more when the server was restarted since the last read.
+                again = was_open and isinstance(error, psycopg.OperationalError) and connection.died_of(error)
+                self._close_reading()
+                if not again:
                     raise
-            return self._fetch_once(statement, parameters)
+            self._reading = self._connect()
+            try:
+                return _rows(self._reading, statement, parameters)
+            except BaseException:
+                self._close_reading()
+                raise
 
-    def _fetch_once(self, statement: LiteralString, parameters: tuple[object, ...]) -> list[Any]:
-        connection = self._reading = self._reading or self._connect()
-        try:
-            return connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
-        except BaseException:
-            self._close_reading()
-            raise
+
+def _rows(connection: BoundedConnection, statement: LiteralString, parameters: tuple[object, ...]) -> list[Any]:
+    return connection.execute(statement, parameters, prepare=True, binary=True).fetchall()
 
 
 def _look(connection: BoundedConnection, batch: Sequence[SealedDraft], tail: WriterTail) -> _Placing:

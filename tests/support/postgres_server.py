@@ -65,8 +65,9 @@ class PostgresServer:
         )
         (self._data / "pg_hba.conf").write_text("local all locked scram-sha-256\nlocal all all trust\n")
 
-    def start(self) -> None:
+    def start(self, *more_settings: str) -> None:
         settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
+        settings += [f"-c{setting}" for setting in more_settings]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 _as_server_user(program("postgres"), "-D", str(self._data), f"-k{self._sockets}", *settings),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from receipts.errors import ReceiptStoreUnavailable, StoreUrlError
-from receipts.open_store import add_store_argument, open_store
+from receipts.open_store import open_store
 from receipts.store_postgres import PostgresReceiptStore
 from receipts.store_sqlite import SqliteReceiptStore
 
@@ -45,15 +44,9 @@ def test_what_names_no_store_is_refused_and_never_quoted(url: str) -> None:
 
 
 def test_psycopg_is_loaded_for_postgresql_alone(tmp_path: Path) -> None:
-    code = "import sys; from receipts.open_store import open_store; open_store(sys.argv[1]).close(); print('psycopg' in sys.modules)"
+    code = (
+        "import sys; from receipts.open_store import open_store; open_store(sys.argv[1]).close();"
+        "print('psycopg' in sys.modules)"
+    )
     run = subprocess.run([sys.executable, "-c", code, f"sqlite:{tmp_path / 'a'}"], capture_output=True, check=True)
     assert run.stdout == b"False\n"
-
-
-def test_commands_take_the_url_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIGNET_RECEIPTS_URL", "postgresql://user:hunter2@db/receipts")
-    parser = argparse.ArgumentParser()
-    add_store_argument(parser)
-    assert parser.parse_args([]).store == "postgresql://user:hunter2@db/receipts"
-    assert parser.parse_args(["--store", "sqlite:x"]).store == "sqlite:x"
-    assert "hunter2" not in parser.format_help()
