@@ -34,6 +34,7 @@ from extproc.readiness import not_ready_because, store_problem
 from receipts.errors import StoreError
 from receipts.open_store import open_store
 from receipts.receipt_id import ReceiptId
+from receipts.store import PrunedReceipt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -133,6 +134,8 @@ class AdminApp:
         stored = await asyncio.to_thread(self._store.get, wanted)
         if stored is None:
             return problem(404, "No receipt has this id.")
+        if isinstance(stored, PrunedReceipt):
+            return problem(410, "The payload was pruned; its leaf hash and proof remain.")
         headers = {"ETag": f'"{stored.id}"', "Signet-Receipt-Seq": str(stored.seq)}
         return Response(stored.raw, media_type="application/json", headers=headers)
 
@@ -146,8 +149,8 @@ class AdminApp:
 
 
 def _envelope(stored: list[StoredReceipt]) -> bytes:
-    """Wrap stored bytes, unchanged, in a JSON list with their place in the log."""
-    members = (b'{"seq":%d,"receipt":%b}' % (each.seq, each.raw) for each in stored)
+    """Wrap stored bytes, unchanged, in a JSON list with their place in the log; null where they were pruned."""
+    members = (b'{"seq":%d,"receipt":%b}' % (each.seq, each.raw or b"null") for each in stored)
     return b'{"receipts":[' + b",".join(members) + b"]}"
 
 

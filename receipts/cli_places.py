@@ -83,6 +83,13 @@ def lookup_for(store_url: str, store: ReceiptStore) -> ReceiptLookup:
     """Make the look-ups for the store at `store_url`: through an index where it has one."""
     if store_url.startswith("sqlite:"):
         return SqliteLookup(store_url.removeprefix("sqlite:"))
+    if store_url.startswith("postgresql:"):
+        # Late, so that psycopg is only loaded where it is used.
+        from receipts.lookup_postgres import PostgresLookup
+        from receipts.store_postgres import PostgresReceiptStore
+
+        if isinstance(store, PostgresReceiptStore):
+            return PostgresLookup(store)
     return ScanLookup(store)
 
 

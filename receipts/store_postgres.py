@@ -37,6 +37,7 @@ DEFAULT_LOCK_TIMEOUT_MS: Final = 1000
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM signet.receipts "
 _BY_ID: Final = _SELECT + "WHERE id = %s"
 _BY_KEY: Final = _SELECT + "WHERE idempotency_key = %b"
+_BY_PLACE: Final = _SELECT + "WHERE writer = %s AND wseq = %s"
 _LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT %s"
 _READ: Final = _SELECT + "WHERE seq > %s ORDER BY seq LIMIT %s"
 _TAIL: Final = "SELECT wseq, leaf_hash FROM signet.receipts WHERE writer = %s ORDER BY wseq DESC LIMIT 1"
@@ -133,6 +134,11 @@ class PostgresReceiptStore:
     def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
         """Find a receipt by its idempotency key; see `ReceiptStore.by_idempotency_key`."""
         rows = self._fetch(_BY_KEY, (key,))
+        return receipt_of(rows[0]) if rows else None
+
+    def by_place(self, writer: str, wseq: int) -> StoredReceipt | None:
+        """Find a writer's receipt number `wseq`. Raises ReceiptStoreUnavailable."""
+        rows = self._fetch(_BY_PLACE, (writer, wseq))
         return receipt_of(rows[0]) if rows else None
 
     def latest(self, limit: int) -> list[StoredReceipt]:

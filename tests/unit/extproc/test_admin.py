@@ -23,6 +23,7 @@ from extproc.errors import ServerFault
 from pch.reasons import Reason
 from receipts.errors import ReceiptStoreUnavailable
 from receipts.facts import WindowFacts
+from receipts.prune import PrunePlan, prune
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import WriterId, new_receipt_id
 from receipts.store import ReceiptStore, StoredReceipt, WriterTail
@@ -159,6 +160,22 @@ def test_latest_are_newest_first_with_unchanged_bytes(admin: Admin) -> None:
     assert [each["seq"] for each in document["receipts"]] == [each.seq for each in stored[:-11:-1]]
     raw = client.get("/receipts/latest?limit=1").content
     assert raw == b'{"receipts":[{"seq":%d,"receipt":%b}]}' % (stored[-1].seq, stored[-1].raw)
+
+
+def test_a_pruned_receipt_is_gone_and_its_place_is_not(admin: Admin) -> None:
+    stored = admin.fill(3)
+    plan = PrunePlan(before_ms=0, first_seq=1, last_seq=2)
+    event = prune(admin.store, plan, now_ms=0, random=bytes(10), writer=WriterId("9" * 8 + WRITER[8:]))
+    assert event is not None
+    problem(admin.client().get(f"/receipts/{stored[1].id}"), 410)
+    assert admin.client().get(f"/receipts/{stored[2].id}").content == stored[2].raw
+    latest = admin.client().get("/receipts/latest").json()["receipts"]
+    assert [(each["seq"], each["receipt"] is None) for each in latest] == [
+        (4, False),
+        (3, False),
+        (2, True),
+        (1, True),
+    ]
 
 
 def test_latest_of_an_empty_store_is_an_empty_list(admin: Admin) -> None:

@@ -421,3 +421,25 @@ def test_a_checkpoint_that_fails_or_has_to_wait_is_put_off(
     assert len(asked) == 6
     assert store._unchecked_bytes > 3000
     assert verify(store) == 3
+
+
+def test_the_first_schema_is_brought_forward_with_its_receipts(
+    tmp_path: Path, make_draft: Callable[..., ReceiptDraft], writer: WriterId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from receipts.sqlite_schema import MIGRATIONS
+
+    with monkeypatch.context() as patch:
+        patch.setattr("receipts.sqlite_schema.MIGRATIONS", MIGRATIONS[:1])
+        old = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7)
+    old.append([make_draft() for _ in range(3)], WriterTail(writer))
+    before = old.read(0, 10)
+    store = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42)
+    assert store.read(0, 10) == before
+    assert store.pruned_to() == 0
+    # A worker that still runs the older program goes on meanwhile.
+    old.append([make_draft()], old.writer_tail(writer))
+    assert verify(store) == 4
+    for each in (old, store):
+        each.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
+        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 7), (2, 42)]
