@@ -35,7 +35,8 @@ def check_request(request: Request, binding: bytes | None, stream_id: str) -> au
     http = check.attributes.request.http
     http.id, http.method, http.path, http.host = stream_id, request.method, request.target, request.authority
     http.scheme, http.protocol, http.raw_body = "https", "HTTP/2", request.body
-    lines = [(":authority", request.authority.encode()), *request.headers]
+    pseudo = ((":method", request.method), (":path", request.target), (":authority", request.authority))
+    lines = [*((name, value.encode()) for name, value in pseudo), *request.headers]
     http.header_map.headers.extend(HeaderValue(key=name, raw_value=value) for name, value in lines)
     if binding is not None:
         check.attributes.metadata_context.filter_metadata["signet.tls"].update({"tls_exporter": binding.hex()})

@@ -271,7 +271,7 @@ def test_no_log_metric_or_receipt_holds_what_a_client_kept_for_the_app(sqlite_st
     sealing = [each["key_b64"] for each in json.loads((stage.var / "sealing.json").read_text())["epochs"]]
     access_log = stage.stack.files.logs / "envoy.log"
     wait_until(lambda: attacker.marker in access_log.read_text(), "Envoy writes its access log", 15)
-    logs = [path for path in stage.stack.files.logs.iterdir() if path != stage.stack.files.app_log]
+    logs = [path for path in stage.stack.files.logs.rglob("*") if path.is_file() and path != stage.stack.files.app_log]
     texts = {path.name: path.read_text(errors="replace") for path in logs}
     texts["metrics"] = stage.admin_text("/metrics").decode()
     texts["receipts"] = stage.admin_text("/receipts/latest?limit=20").decode()
