@@ -120,6 +120,7 @@ def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
         content=content,
         content_sha256=digest,
         edge_request_id=request.stream_id,
+        brief=passage.verified is None,
     )
 
 

@@ -69,6 +69,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def worker_share(per_s: int, workers: int) -> int:
+    """Divide what all workers may do per second; at least one each, unless it is none at all."""
+    return max(1, per_s // workers) if per_s else 0
+
+
 class Worker:
     """One worker process. Made and run inside its event loop, which owns it."""
 
@@ -82,7 +87,7 @@ class Worker:
         self._nonce_store = open_nonce_store(config, now_ms)
         self._store = open_store(config.receipts.url)
         self._writer = ReceiptWriter(self._store, writer_id=WriterId(str(uuid.uuid4())))
-        self._refusals = RefusalLimiter(config.receipts.max_refusal_receipts_per_s)
+        self._refusals = RefusalLimiter(worker_share(config.receipts.max_refusal_receipts_per_s, config.filter.workers))
         parts = Parts(
             rules=lambda: self._rules,
             keyring=lambda: self._keyring.current,

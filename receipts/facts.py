@@ -17,6 +17,8 @@ from receipts.canonical_json import MAX_SAFE_INTEGER
 MAX_METHOD_CHARS: Final = 64
 MAX_AUTHORITY_CHARS: Final = 512
 MAX_PATH_CHARS: Final = 8192
+MAX_BRIEF_CHARS: Final = 256
+"""What is kept of path and authority when no signature was verified: a flood must not fill the disk."""
 MAX_EDGE_REQUEST_ID_CHARS: Final = 128
 MAX_NAME_CHARS: Final = 256
 MAX_COVERED: Final = 32
@@ -68,20 +70,24 @@ def request_facts(
     content: ContentState,
     content_sha256: str | None = None,
     edge_request_id: str | None = None,
+    brief: bool = False,
 ) -> RequestFacts:
     """Describe any request, however hostile, so that its refusal can be recorded.
 
     `target`: path and query as received; the query is only hashed (UTF-8, without its "?"; null when there is
     no "?"). `content_sha256`: lower hex, of the bytes that arrived. What is longer than its bound, or not
     Unicode, is cut or escaped and named in `truncated`. Raises ValueError when `content` and `content_sha256`
-    contradict each other.
+    contradict each other. `brief`: keep at most `MAX_BRIEF_CHARS` of path and authority, for requests that
+    anyone can send.
     """
+    max_authority_chars = MAX_BRIEF_CHARS if brief else MAX_AUTHORITY_CHARS
+    max_path_chars = MAX_BRIEF_CHARS if brief else MAX_PATH_CHARS
     path, mark, query = target.partition("?")
     truncated: list[Truncatable] = []
-    kept_authority = _bounded(authority, MAX_AUTHORITY_CHARS)
+    kept_authority = _bounded(authority, max_authority_chars)
     kept_id = _bounded(edge_request_id, MAX_EDGE_REQUEST_ID_CHARS) if edge_request_id else None
     kept_method = _bounded(method, MAX_METHOD_CHARS)
-    kept_path = _bounded(path, MAX_PATH_CHARS)
+    kept_path = _bounded(path, max_path_chars)
     if kept_authority != authority:
         truncated.append("authority")
     if edge_request_id and kept_id != edge_request_id:

@@ -19,6 +19,9 @@ DEFAULT_MAX_REFUSAL_RECEIPTS_PER_S: Final = 200
 MAX_UNWRITTEN_SUMMARIES: Final = 64
 """Summaries kept per route while the store takes none; older ones are then merged."""
 
+ROUTES_SHARE: Final = 2
+"""How many routes' worth of refusal receipts all routes together get: many routes do not make a larger flood."""
+
 OTHER_REASON: Final = "other"
 """Where reasons are counted once a summary names `MAX_COUNTS` − 1 different ones."""
 
@@ -56,22 +59,28 @@ class _Window:
 class RefusalLimiter:
     """Decide for each refusal whether it gets a receipt; owned by one event loop or thread.
 
-    `max_per_s`: receipts per second and route, 0 to count all. Memory is bounded by the number of routes,
-    which the caller's configuration bounds.
+    `max_per_s`: receipts per second and route, 0 to count all; all routes together get `ROUTES_SHARE` times as
+    many. Memory is bounded by the number of routes, which the caller's configuration bounds.
     """
 
     def __init__(self, max_per_s: int = DEFAULT_MAX_REFUSAL_RECEIPTS_PER_S) -> None:
         if max_per_s < 0:
             raise ValueError("max_per_s is negative")
         self._max_per_s = max_per_s
+        self._total_second = 0
+        self._total_admitted = 0
         self._windows: dict[str | None, _Window] = {}
         self._ended: dict[str | None, list[RefusalSummary]] = {}
 
     def admit(self, route: str | None, reason: str, now_ms: int) -> bool:
         """Return whether this refusal gets its own receipt; it is counted when not."""
-        window = self._window(route, now_ms // _WINDOW_MS)
-        if window.admitted < self._max_per_s:
+        second = now_ms // _WINDOW_MS
+        window = self._window(route, second)
+        if second != self._total_second:
+            self._total_second, self._total_admitted = second, 0
+        if window.admitted < self._max_per_s and self._total_admitted < self._max_per_s * ROUTES_SHARE:
             window.admitted += 1
+            self._total_admitted += 1
             return True
         _add(window.counts, reason, 1)
         return False

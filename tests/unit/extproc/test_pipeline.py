@@ -18,7 +18,9 @@ from pch.httpsig.component import ComponentId
 from pch.httpsig.content_digest import content_digest
 from pch.httpsig.message import RequestMessage
 from pch.reasons import ANSWERS, Reason
+from receipts.facts import MAX_BRIEF_CHARS
 from receipts.receipt import DecisionReceipt, parse_receipt
+from receipts.store import StoredReceipt
 from tests.support.filter_parts import (
     BINDING,
     NOW_MS,
@@ -564,6 +566,21 @@ async def test_refusals_that_flood_are_counted_in_one_summary(parts: FilterParts
     (summary,) = parts.refusals.due(parts.clock.now_ms + 1000)
     assert summary.counts == {"missing_signature": 25}
     assert (await parts.answer(signed(parts))).receipt_id is not None
+
+
+async def test_what_anyone_can_send_is_recorded_briefly_and_what_was_proved_whole(parts: FilterParts) -> None:
+    target = "/protected/" + "x" * 8000
+    stranger = await parts.answer(unsigned(target))
+    proved = await parts.answer(signed(parts, target=target))
+    assert stranger.receipt_id is not None
+    assert proved.receipt_id is not None
+    brief, whole = parts.store.get(stranger.receipt_id), parts.store.get(proved.receipt_id)
+    assert isinstance(brief, StoredReceipt)
+    assert isinstance(whole, StoredReceipt)
+    assert len(brief.raw) < 1200
+    assert json.loads(brief.raw)["request"]["truncated"] == ["path"]
+    assert json.loads(brief.raw)["request"]["path"] == target[:MAX_BRIEF_CHARS]
+    assert json.loads(whole.raw)["request"]["path"] == target
 
 
 async def test_receipt_that_cannot_be_written_refuses_the_request(parts: FilterParts) -> None:

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from receipts.facts import MAX_COUNTS
 from receipts.receipt import SummaryReceipt, parse_receipt, seal
 from receipts.receipt_id import WriterId, new_receipt_id
-from receipts.refusals import MAX_UNWRITTEN_SUMMARIES, OTHER_REASON, RefusalLimiter, RefusalSummary
+from receipts.refusals import (
+    MAX_UNWRITTEN_SUMMARIES,
+    OTHER_REASON,
+    ROUTES_SHARE,
+    RefusalLimiter,
+    RefusalSummary,
+)
 
 T = 1_763_712_000_000
 
@@ -144,3 +150,12 @@ def test_every_refusal_is_in_exactly_one_receipt(steps: list[tuple[str, str | No
             run.clear()
     tell(limiter.flush())
     assert told == seen
+
+
+def test_many_routes_do_not_make_a_larger_flood() -> None:
+    limiter = RefusalLimiter(3)
+    admitted = [limiter.admit(f"route-{number % 10}", "missing_signature", 5_000) for number in range(100)]
+    assert sum(admitted) == 3 * ROUTES_SHARE
+    counted = sum(sum(summary.counts.values()) for summary in limiter.flush())
+    assert counted == 100 - 3 * ROUTES_SHARE
+    assert limiter.admit("route-0", "missing_signature", 6_000)
