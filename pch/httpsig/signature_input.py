@@ -22,6 +22,9 @@ MAX_PARAMETERS: Final = 16
 MAX_SIGNATURE_INPUT_BYTES: Final = 8192
 """Longest Signature-Input field: eight signatures of 32 components fit; it bounds what nonsense costs to parse."""
 
+MAX_SEPARATORS: Final = MAX_LABELS * (2 * MAX_COMPONENTS + MAX_PARAMETERS)
+"""Most spaces, semicolons and commas: what the limits above can need. Counted first, since parsing costs more."""
+
 INTEGER_PARAMETERS: Final = frozenset({"created", "expires"})
 """Parameters that are Integers, in seconds since 1970, RFC 9421 §2.3."""
 
@@ -90,6 +93,8 @@ def parse_signature_input(lines: Sequence[bytes]) -> dict[str, SignatureParams]:
     if not lines:
         return {}
     raw = join_lines(lines, MAX_SIGNATURE_INPUT_BYTES)
+    if raw.count(b" ") + raw.count(b";") + raw.count(b",") > MAX_SEPARATORS:
+        raise FieldSyntaxError("Signature-Input has too many parts")
     dictionary = parse(raw, "dictionary")
     if len(dictionary) > MAX_LABELS:
         raise FieldSyntaxError("too many signatures")

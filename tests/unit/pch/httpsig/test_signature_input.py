@@ -17,6 +17,7 @@ from pch.httpsig.errors import (
 from pch.httpsig.signature_input import (
     MAX_LABELS,
     MAX_PARAMETERS,
+    MAX_SEPARATORS,
     MAX_SIGNATURE_INPUT_BYTES,
     SignatureParams,
     make_signature_params,
@@ -297,3 +298,15 @@ def test_damaged_fields_are_refused_or_are_other_canonical_fields(data: st.DataO
         return
     # Whatever is accepted is exactly what was sent: nothing in it was repaired or ignored.
     assert serialise_signature_input(parsed).encode() == bytes(damaged).strip(b" \t")
+
+
+@pytest.mark.parametrize("separator", [b" ", b";", b","])
+def test_more_parts_than_any_valid_field_has_are_refused_before_parsing(separator: bytes) -> None:
+    with pytest.raises(FieldSyntaxError, match="too many parts"):
+        parse_signature_input([b"a=(1" + separator * (MAX_SEPARATORS + 1) + b")"])
+
+
+def test_as_many_parts_as_the_limits_allow_are_parsed() -> None:
+    components = " ".join(f'"x{number}";sf' for number in range(MAX_COMPONENTS))
+    members = [f'l{label}=({components});created=1;tag="t"' for label in range(MAX_LABELS)]
+    assert len(parse_signature_input([member.encode() for member in members])) == MAX_LABELS
