@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pch.algorithms import Signer
 
 TIMEOUT_S: Final = 10.0
+TARGET: Final = "/protected/orders?id=7"
+BODY: Final = b'{"order": 7}'
 MAX_BODY_BYTES: Final = 1 << 20
 GREEN, RED, PLAIN = ("\033[32m", "\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
@@ -98,61 +100,72 @@ class Demo:
 
     def tell(self) -> None:
         """Tell the whole story."""
-        path, body = "/protected/orders?id=7", b'{"order": 7}'
         print(f"Envoy at {self.state['https']}, two filter workers, an app behind them.\n")
+        here, there = self.connect(), self.connect()
+        challenge = self.ask(here)
+        wire, passed = self.prove(here, challenge)
+        self.show_receipt(passed)
+        self.attack(here, there, wire, parse_pch_challenge(passed.headers.all("pch-challenge"))[0])
+        self.take_stock()
+        here.close()
+        there.close()
+
+    def ask(self, here: SyncConnection) -> str:
+        """Chapter 1: no proof, no entry, but a challenge."""
         print("1. A client without a proof asks.")
-        here = self.connect()
-        asked = self.send(here, self.unsigned(path))
-        offer = parse_www_authenticate(asked.headers.all("www-authenticate"))
+        asked = self.send(here, self.unsigned(TARGET))
         self.refused("no signature", asked, 401, "missing_signature")
+        offer = parse_www_authenticate(asked.headers.all("www-authenticate"))
         if offer is None:
-            self.check("a challenge came", holds=False)
-            return
+            raise SystemExit("demo: the refusal brought no challenge")
         epoch = challenge_parts(offer.challenge).epoch
         print(f"      challenge {offer.challenge[:24]}…  (epoch {epoch}, {offer.max_age_s} s, this connection, once)")
+        return str(offer.challenge)
 
+    def prove(self, here: SyncConnection, challenge: str) -> tuple[WireRequest, Answer]:
+        """Chapter 2: the signed request reaches the app, once."""
         print("2. It signs the request with that challenge, bound to this TLS connection.")
-        wire = self.signed(here, offer.challenge, "POST", path, body)
+        wire = self.signed(here, challenge, "POST", TARGET, BODY)
         for line in wire.bases[0].decode().split("\n")[:-1]:
             print(f"      {line[:100]}")
         passed = self.send(here, wire)
-        seen = [each for each in self.stack.app_requests() if each["target"] == path]
-        self.check(
-            f"let through: {passed.status}; the app saw the request once", passed.status == 200 and len(seen) == 1
-        )
+        seen = [each for each in self.stack.app_requests() if each["target"] == TARGET]
+        once = passed.status == 200 and len(seen) == 1
+        self.check(f"let through: {passed.status}; the app saw the request once", once)
         headers = dict(seen[0]["headers"]) if seen else {}
-        self.check(
-            f"the app is told who asked: x-signet-subject: {headers.get('x-signet-subject')}",
-            headers.get("x-signet-subject") == "demo" and "signature" not in headers,
-        )
+        subject = headers.get("x-signet-subject")
+        told = subject == "demo" and "signature" not in headers
+        self.check(f"the app is told who asked: x-signet-subject: {subject}", told)
         fresh = parse_pch_challenge(passed.headers.all("pch-challenge"))
         self.check(f"{len(fresh)} fresh challenge(s) came along: the next request needs one round trip", fresh)
+        return wire, passed
 
+    def show_receipt(self, passed: Answer) -> None:
+        """Chapter 3: what is on record about it."""
         print("3. The decision left a receipt before Envoy heard of it.")
         receipt = self.receipt(passed)
-        print(
-            f"      {receipt['id']}  {receipt['decision']} {receipt['reason']} by {receipt['proof']['subject']}"
-            f" with {receipt['proof']['signatures'][0]['alg']}"
-        )
+        who, algorithm = receipt["proof"]["subject"], receipt["proof"]["signatures"][0]["alg"]
+        print(f"      {receipt['id']}  {receipt['decision']} {receipt['reason']} by {who} with {algorithm}")
         print(f"      writer {receipt['writer'][:8]}…, number {receipt['wseq']}, leaf {receipt['leaf'][:32]}…")
         self.check("the receipt says allow", receipt["decision"] == "allow")
 
+    def attack(self, here: SyncConnection, there: SyncConnection, wire: WireRequest, fresh: str) -> None:
+        """Chapter 4: replayed, moved, altered, ambiguous."""
         print("4. Every attack on it is refused, and leaves a receipt of its own.")
         self.refused("the same bytes again", self.send(here, wire), 401, "nonce_replay")
-        there = self.connect()
-        stolen = self.signed(here, fresh[0], "POST", path, body)
+        stolen = self.signed(here, fresh, "POST", TARGET, BODY)
         self.refused("a signed request moved to another connection", self.send(there, stolen), 403, "binding_mismatch")
-        moved = dataclasses.replace(
-            stolen, request=make_request("POST", self.state["https"] + "/protected/admin", content=body)
-        )
-        self.refused("the path tampered with", self.send(here, moved), 401, "bad_signature")
-        altered = dataclasses.replace(
-            stolen, request=make_request("POST", self.state["https"] + path, content=b'{"order": 8}')
-        )
-        self.refused("the content tampered with", self.send(here, altered), 400, "bad_content_digest")
+        for what, target, body, status, reason in (
+            ("the path tampered with", "/protected/admin", BODY, 401, "bad_signature"),
+            ("the content tampered with", TARGET, b'{"order": 8}', 400, "bad_content_digest"),
+        ):
+            request = make_request("POST", self.state["https"] + target, content=body)
+            self.refused(what, self.send(here, dataclasses.replace(stolen, request=request)), status, reason)
         dots = self.send(here, self.unsigned("/public/%2e%2e/protected"))
         self.refused("a path with two readings", dots, 400, "ambiguous_path")
 
+    def take_stock(self) -> None:
+        """Chapter 5: the app saw one request, the log has seven decisions."""
         print("5. What the app saw, and what is on record.")
         seen = [each for each in self.stack.app_requests() if each["target"].startswith("/protected")]
         self.check(f"requests that reached the app: {len(seen)}", len(seen) == 1)
@@ -162,8 +175,6 @@ class Demo:
         tally = collections.Counter(str(each["reason"]) for each in decided)
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.items()))
         self.check(f"receipts: {told}", len(decided) == 7)
-        here.close()
-        there.close()
 
 
 def main() -> int:
