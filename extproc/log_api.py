@@ -46,8 +46,9 @@ DEFAULT_PAGE: Final = 50
 MAX_EXPORT_RECEIPTS: Final = 1000
 MAX_BODY_BYTES: Final = 1024
 MAX_PACKS_AT_ONCE: Final = 2
-FOR_EVER: Final = "max-age=31536000, immutable"
-ASK_AGAIN: Final = "no-cache"
+FOR_EVER: Final = "private, max-age=31536000, immutable"
+ASK_AGAIN: Final = "private, no-cache"
+"""Also for payloads: they do not change, but may be pruned."""
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 _TRACE_ID: Final = re.compile(r"(?!0{32})[0-9a-f]{32}")
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,18}")
@@ -67,6 +68,9 @@ class LogApi:
         self._source, self._now_s, self._catch_up = source, now_s, catch_up
         self._packs = asyncio.Semaphore(MAX_PACKS_AT_ONCE)
 
+    async def _opened(self) -> PackSource:
+        return await asyncio.to_thread(self._source)
+
     # -- one receipt
 
     async def receipt(self, request: Request) -> Response:
@@ -76,15 +80,15 @@ class LogApi:
             return stored
         if isinstance(stored, PrunedReceipt):
             return problem(410, "The payload was pruned; its leaf hash and proof remain.")
-        headers = {"Signet-Log-Index": str(stored.seq - 1)}
-        return _final(request, stored.raw, "application/json", leaf_hash(stored.raw).hex(), headers)
+        headers = {"Signet-Log-Index": str(stored.seq - 1), "Cache-Control": ASK_AGAIN}
+        return _tagged(request, stored.raw, "application/json", leaf_hash(stored.raw).hex(), headers)
 
     async def proof(self, request: Request) -> Response:
         """Give the inclusion proof of a receipt with the newest checkpoint, C2SP tlog-proof."""
         stored = await self._find(request)
         if isinstance(stored, Response):
             return stored
-        source = self._source()
+        source = await self._opened()
         try:
             proof = await asyncio.to_thread(source.reader.prove_inclusion, stored.seq - 1)
         except EntryUnknown:
@@ -97,7 +101,7 @@ class LogApi:
         wanted = request.path_params["receipt_id"]
         if not _UUID.fullmatch(wanted):
             return problem(404, "No receipt has this id.")
-        stored = await asyncio.to_thread(self._source().store.get, ReceiptId(wanted))
+        stored = await asyncio.to_thread((await self._opened()).store.get, ReceiptId(wanted))
         return problem(404, "No receipt has this id.") if stored is None else stored
 
     # -- many receipts
@@ -117,7 +121,7 @@ class LogApi:
             )
         except ValueError as error:
             return problem(400, str(error))
-        source = self._source()
+        source = await self._opened()
         page = await asyncio.to_thread(find_receipts, source.store, source.reader, wanted)
         members = [b'{"index":%d,"receipt":%b}' % (each.seq - 1, each.raw or b"null") for each in page.receipts]
         body = b'{"receipts":[%b],"next":%b}' % (b",".join(members), canonical(page.next_after))
@@ -128,7 +132,7 @@ class LogApi:
         trace_id = request.path_params["trace_id"]
         if not _TRACE_ID.fullmatch(trace_id):
             return problem(400, "A trace id is 32 lower-case hexadecimal digits, not all 0.")
-        source = self._source()
+        source = await self._opened()
         try:
             body = await asyncio.to_thread(_export, source, trace_id)
         except LookupTooFar:
@@ -141,7 +145,7 @@ class LogApi:
 
     async def checkpoint(self, request: Request) -> Response:
         """Give the newest signed head, C2SP tlog-checkpoint."""
-        head = await asyncio.to_thread(self._source().reader.head)
+        head = await asyncio.to_thread((await self._opened()).reader.head)
         return _current(request, head.note, "text/plain; charset=utf-8")
 
     async def consistency(self, request: Request) -> Response:
@@ -151,18 +155,18 @@ class LogApi:
         if not all(_NUMBER.fullmatch(text) for text in texts) or len(query.multi_items()) != 2:
             return problem(400, "from and to are tree sizes, each once.")
         old_size, size = map(int, texts)
-        source = self._source()
+        source = await self._opened()
         try:
             hashes = await asyncio.to_thread(source.reader.prove_consistency, old_size, size)
         except EntryUnknown as error:
             return problem(404, f"No such trees: {error}.")
         proof = [base64.b64encode(each).decode() for each in hashes]
         body = canonical({"from": old_size, "to": size, "hashes": proof})
-        return _final(request, body, "application/json", hashlib.sha256(body).hexdigest())
+        return _final(request, body, "application/json")
 
     async def tile(self, request: Request) -> Response:
         """Give a hash tile or an entry bundle, C2SP tlog-tiles."""
-        source = self._source()
+        source = await self._opened()
         try:
             tile = parse_tile_path(f"tile/{request.path_params['path']}")
             if tile.level == ENTRIES and await asyncio.to_thread(source.store.pruned_to) > TILE_WIDTH * tile.index:
@@ -170,11 +174,13 @@ class LogApi:
             data = await asyncio.to_thread(source.reader.tile, tile)
         except (TileError, EntryUnknown):
             return problem(404, "The log has no such tile.")
-        return _final(request, data, "application/octet-stream", hashlib.sha256(data).hexdigest())
+        if tile.level == ENTRIES:
+            return _current(request, data, "application/octet-stream")
+        return _final(request, data, "application/octet-stream")
 
     async def jwks(self, request: Request) -> Response:
         """Give every public key that may have signed a head, as a JWK set."""
-        keys = (await asyncio.to_thread(self._source)).keys
+        keys = (await self._opened()).keys
         return _current(request, canonical(verifier_jwks(keys)), "application/jwk-set+json")
 
     # -- packs
@@ -192,7 +198,7 @@ class LogApi:
             return problem(400, 'The body is {"date":"YYYY-MM-DD"}.')
         if self._packs.locked():
             return problem(503, "Enough packs are being made at this moment.", {"Retry-After": "10"})
-        source = await asyncio.to_thread(self._source)
+        source = await self._opened()
         await asyncio.to_thread(self._catch_up)
         try:
             plan = await asyncio.to_thread(plan_pack, source, date, self._now_s())
@@ -269,9 +275,9 @@ def _leaf(receipt: StoredReceipt) -> bytes:
     return receipt.leaf_hash if isinstance(receipt, PrunedReceipt) else leaf_hash(receipt.raw)
 
 
-def _final(request: Request, body: bytes, kind: str, tag: str, headers: dict[str, str] | None = None) -> Response:
+def _final(request: Request, body: bytes, kind: str) -> Response:
     """Answer with what never changes."""
-    return _tagged(request, body, kind, tag, {"Cache-Control": FOR_EVER, **(headers or {})})
+    return _tagged(request, body, kind, hashlib.sha256(body).hexdigest(), {"Cache-Control": FOR_EVER})
 
 
 def _current(request: Request, body: bytes, kind: str) -> Response:
