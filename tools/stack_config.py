@@ -207,6 +207,7 @@ def filter_toml(settings: StackSettings) -> str:
         "filter": {"realm": "signet", "socket_dir": "run", "workers": 2},
         "nonce_store": {"kind": settings.nonce_store},
         "receipts": {"url": "sqlite:receipts.sqlite3"},
+        "log": {"dir": "receipt-log"},  # var/log holds what the processes write to stderr.
         "keyring": {"path": files.keyring.name},
         "sealing": {"path": "sealing.json"},
         "admin": {"host": "127.0.0.1", "port": settings.ports.admin},
