@@ -827,7 +827,7 @@ class PackVerifier:
         self._check_small_digests()
         keys = self._read_keys()
         report = self._report = self._check_head_keys(keys)
-        self._check_heads(keys)
+        self._check_heads()
         self._check_policy()
         self._check_receipts()
         self._check_consistency()
@@ -966,13 +966,17 @@ class PackVerifier:
 
     # 4. heads
 
-    def _check_heads(self, keys: frozenset[Key]) -> None:
-        """Read sth.json once: signatures, order and consistency. Roots are compared later, with the receipts."""
+    def _check_heads(self) -> None:
+        """Read sth.json once: signatures, order and consistency. Roots are compared later, with the receipts.
+
+        Trusted keys must have signed every head, not the checkpoint alone: the ones before and after the day say
+        where it begins and that it is over.
+        """
         manifest, last = self._manifest, None
         day = manifest.day_start_s
         opening = closing = False
         within: Head | None = None
-        for number, head in enumerate(self._heads(keys)):
+        for number, head in enumerate(self._heads(self._report.keys)):
             if closing or (last is not None and (head.size < last.size or head.time_s < last.time_s)):
                 raise Invalid("sth", f"head {number} of sth.json is out of order")
             if head.time_s >= day + DAY_S:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import base64
+import hashlib
 import io
 import json
 import random
@@ -17,12 +19,17 @@ from typing import Any
 import pytest
 
 from receipts import verify
+from receipts.canonical_json import canonical
+from receipts.checkpoint import HeadRequest, TreeHead, compose_checkpoint
 from receipts.checkpoint_jwks import verifier_jwks
 from receipts.checkpoint_keys import FileCheckpointSigner, create_key_file
 from receipts.errors import StoreCorrupt
 from receipts.log_notes import LogNotes
+from receipts.merkle import EMPTY_ROOT
 from receipts.receipt_id import WriterId
 from receipts.rotation import rotate_keys
+from receipts.signed_note import SignedNote
+from receipts.sth import SignedTreeHead
 from tests.support.log_parts import NOW_S, ORIGIN, LogParts, seeded
 from tests.support.pack_parts import (
     DAY_S,
@@ -468,6 +475,40 @@ def test_cosigning_alone_does_not_carry_trust(tmp_path: Path) -> None:
     members["keys/rotations.jsonl"] = json.dumps(line).encode() + b"\n"
     found = outcome(repack(members), trust=pinned)
     assert isinstance(found, verify.Invalid)
+
+
+@pytest.mark.parametrize("place", ["closing", "opening"])
+def test_bounds_of_the_day_need_keys_that_are_trusted(tmp_path: Path, place: str) -> None:
+    """Who cuts a day short must not get away with a head of their own that says where it begins, or that it is over."""
+    parts = PackParts(tmp_path / "true")
+    parts.add(5)
+    pinned = verifier_jwks(parts.log.signer.verifier_keys())
+    keys, members = parts.log.signer.verifier_keys(), unpack(parts.pack())
+    parts.close()
+    path = tmp_path / "thief.json"
+    create_key_file(path, ORIGIN, NOW_S, seeded("thief"))
+    when = NOW_S + DAY_S if place == "closing" else NOW_S - DAY_S
+    thief = FileCheckpointSigner(path, lambda: when)
+    (true,) = json.loads(members["sth.json"])
+    head = (
+        TreeHead(ORIGIN, 5, base64.b64decode(true["root"])) if place == "closing" else TreeHead(ORIGIN, 0, EMPTY_ROOT)
+    )
+    signatures = thief.sign(HeadRequest(head, head, (), 0))
+    note = SignedNote(compose_checkpoint(head), signatures).data
+    forged = SignedTreeHead(2, note, head.size, head.root, when, None, ()).entry()
+    if place == "closing":
+        heads = [true, {**forged, "prev": hashlib.sha256(true["note"].encode()).hexdigest()}]
+    else:
+        heads = [forged, {**true, "prev": hashlib.sha256(note).hexdigest()}]
+    members["sth.json"] = b"[\n" + b",\n".join(json.dumps(each).encode() for each in heads) + b"\n]\n"
+    shown = (*keys, *thief.verifier_keys())
+    members["keys/jwks.json"] = canonical(verifier_jwks(shown)) + b"\n"
+    members["keys/verifier-keys.txt"] = "".join(f"{key.text}\n" for key in shown).encode()
+    pack = repack(members, lambda manifest: manifest.update(complete=place == "closing"))
+    assert isinstance(outcome(pack), verify.Report), "whoever pins no keys believes the thief's"
+    found = outcome(pack, trust=pinned)
+    assert isinstance(found, verify.Invalid)
+    assert "trusted key" in found.message
 
 
 # -- since
