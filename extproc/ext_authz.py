@@ -23,6 +23,8 @@ SERVICE: Final = "envoy.service.auth.v3.Authorization"
 EDGE_METADATA_KEY: Final = "x-signet-edge-instance"
 """gRPC metadata that names the edge instance; Envoy's configuration sets it, no client can."""
 MAX_EDGE_NAME_CHARS: Final = 128
+UNSET: Final = "-"
+"""What Envoy writes for an environment variable that is not set."""
 
 
 class ExtAuthz:
@@ -31,12 +33,16 @@ class ExtAuthz:
     def __init__(self, pipeline: Pipeline, telemetry: Telemetry) -> None:
         self._pipeline = pipeline
         self._telemetry = telemetry
+        self._warned_of_nameless_edge = False
 
     async def check(self, check: CheckRequest, context: grpc.aio.ServicerContext) -> CheckResponse:
         """Answer one Check (docs/reference/pch.md §4)."""
         started_s = time.perf_counter()
         try:
-            request = decode_check(check, _edge_instance(context))
+            edge_instance = _edge_instance(context)
+            if not edge_instance:
+                self._warn_of_nameless_edge()
+            request = decode_check(check, edge_instance)
         except UndecodableRequest as error:
             self._telemetry.undecodable.inc()
             LOG.error("refused a Check that cannot be decoded: %s", error)
@@ -52,11 +58,17 @@ class ExtAuthz:
         self._telemetry.check_seconds.observe(time.perf_counter() - started_s)
         return response
 
+    def _warn_of_nameless_edge(self) -> None:
+        """Say once per worker that a retried Check is told from a replay by Envoy's stream id alone (PCH §4 step 9)."""
+        if not self._warned_of_nameless_edge:
+            self._warned_of_nameless_edge = True
+            LOG.warning("the edge names no instance: SIGNET_EDGE_INSTANCE is unset in Envoy's environment")
+
 
 def _edge_instance(context: grpc.aio.ServicerContext) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == EDGE_METADATA_KEY:
-            return str(value)[:MAX_EDGE_NAME_CHARS]
+            return "" if value == UNSET else str(value)[:MAX_EDGE_NAME_CHARS]
     return ""
 
 

@@ -23,6 +23,8 @@ from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS
 from pch.reasons import ANSWERS, Reason
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from extproc.decision import Answer
     from extproc.route import Route
     from extproc.verifier import VerifiedRequest
@@ -36,6 +38,7 @@ the access log service gives the receipt's id back."""
 PROBLEM_TYPE: Final = "application/problem+json"
 OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 APPEND: Final = HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
+_IDENTITY_PREFIX: Final = "x-signet-"
 _GRPC_OK: Final = 0
 _GRPC_PERMISSION_DENIED: Final = 7
 _TITLES: Final = {
@@ -55,7 +58,8 @@ def check_response(answer: Answer) -> CheckResponse:
         return _allowed(answer, answer.verified)
     if answer.reason is Reason.UNGUARDED and answer.admitted is not None and not answer.admitted.route.guarded:
         metadata = _pass_metadata(answer, route=answer.admitted.route.name)
-        return CheckResponse(status=Status(code=_GRPC_OK), ok_response=OkHttpResponse(), dynamic_metadata=metadata)
+        passed = OkHttpResponse(headers_to_remove=_claimed_identity(answer, ()))
+        return CheckResponse(status=Status(code=_GRPC_OK), ok_response=passed, dynamic_metadata=metadata)
     return _denied(answer)
 
 
@@ -92,6 +96,7 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
     ]
     fields = {name for name, _ in answer.request.message.headers}
     removed = [name for name in fields if name.startswith(FIELD_PREFIX)]
+    removed += _claimed_identity(answer, [option.header.key for option in headers])
     if verified.foreign:
         inputs = {label: params for label, (params, _) in verified.foreign.items()}
         signatures = {label: signature for label, (_, signature) in verified.foreign.items()}
@@ -108,6 +113,15 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
         ),
         dynamic_metadata=_pass_metadata(answer, route=route.name, subject=verified.key.subject),
     )
+
+
+def _claimed_identity(answer: Answer, written: Collection[str]) -> list[str]:
+    """Name the client's own `x-signet-*` fields, so that the app sees none even if the edge forgot to drop them.
+
+    Without those in `written`: Envoy removes after it sets, so naming one would take away what the verifier says.
+    """
+    fields = {name for name, _ in answer.request.message.headers}
+    return sorted(name for name in fields if name.startswith(_IDENTITY_PREFIX) and name not in written)
 
 
 def _pass_metadata(answer: Answer, **facts: str) -> Struct:

@@ -118,6 +118,19 @@ async def test_name_of_the_edge_is_bounded_and_empty_without_metadata(bench: Ben
     assert [len(each.edge_instance) for each in bench.asked] == [MAX_EDGE_NAME_CHARS, 0]
 
 
+@pytest.mark.parametrize("unnamed", [(), ((EDGE, ""),), ((EDGE, "-"),)], ids=["absent", "empty", "unset in Envoy"])
+async def test_edge_without_a_name_is_told_of_once(
+    bench: Bench, caplog: pytest.LogCaptureFixture, unnamed: tuple[tuple[str, str], ...]
+) -> None:
+    await bench.check(check_of(unsigned()), (EDGE, "edge-1"))
+    assert "SIGNET_EDGE_INSTANCE" not in caplog.text
+    for _ in range(3):
+        assert reason_of(await bench.check(check_of(unsigned()), *unnamed)) == "missing_signature"
+    told = [each for each in caplog.records if "SIGNET_EDGE_INSTANCE" in each.getMessage()]
+    assert [each.levelname for each in told] == ["WARNING"]
+    assert [each.edge_instance for each in bench.asked] == ["edge-1", "", "", ""]
+
+
 UNDECODABLE = {
     "nothing at all": CheckRequest(),
     "no raw header lines": CheckRequest(

@@ -153,3 +153,25 @@ async def test_open_route_adds_nothing_but_what_the_access_log_needs(parts: Filt
     assert response.dynamic_metadata["receipt"] == answer.receipt_id is not None
     without = check_response(dataclasses.replace(answer, receipt_id=None))
     assert "receipt" not in without.dynamic_metadata
+
+
+WRITTEN = ("x-signet-subject", "x-signet-key-id", "x-signet-alg", "x-signet-binding", "x-signet-receipt")
+CLAIMED = tuple((name, b"root") for name in (*WRITTEN, "x-signet-role", "x-signet-role", "x-signet-", "x-signets"))
+
+
+async def test_pass_takes_away_claimed_identity_but_never_what_the_verifier_writes(parts: FilterParts) -> None:
+    message = signed_message(parts.keys["alice"], parts.challenge(), headers=CLAIMED)
+    response = check_response(await parts.answer(edge_request(message)))
+    assert response.status.code == 0
+    removed = [name for name in response.ok_response.headers_to_remove if name.startswith("x-")]
+    assert removed == ["x-signet-", "x-signet-role"]
+    assert {option.header.key for option in response.ok_response.headers} == set(WRITTEN)
+
+
+async def test_open_route_takes_away_every_claimed_identity(parts: FilterParts) -> None:
+    """Nothing is written here, so what a client says of itself would be all that the app sees."""
+    message = RequestMessage("GET", "https", "app.example", "/public/x", CLAIMED)
+    response = check_response(await parts.answer(edge_request(message)))
+    assert response.WhichOneof("http_response") == "ok_response"
+    assert list(response.ok_response.headers_to_remove) == sorted([*WRITTEN, "x-signet-", "x-signet-role"])
+    assert not response.ok_response.headers
