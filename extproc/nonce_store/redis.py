@@ -46,8 +46,8 @@ PROBE_INTERVAL_S: Final = 1.0
 MIN_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 1.0
 """Longest wait between attempts to connect."""
-CONTENTS_KEY: Final = b"signet:contents"
-NONCE_PREFIX: Final = b"signet:nonce:"
+SPENT_KEY: Final = b"signet:spent"
+ORDER_KEY: Final = b"signet:spent:order"
 
 _RESULTS: Final = {"F": SpendResult.FRESH, "T": SpendResult.RETRIED, "R": SpendResult.REPLAYED}
 _URL_OPTIONS: Final = frozenset({"host", "port", "path", "db", "username", "password", "connection_class"})
@@ -57,7 +57,7 @@ _URL_OPTIONS: Final = frozenset({"host", "port", "path", "db", "username", "pass
 class _Pending:
     """A spend that waits. `deadline_s`: on the event loop's clock."""
 
-    key: bytes
+    nonce: bytes
     argument: bytes
     deadline_s: float
     future: asyncio.Future[SpendResult]
@@ -107,7 +107,7 @@ class RedisNonceStore:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[SpendResult] = loop.create_future()
         argument = token + b" %d %d" % (issued_ms, now_ms)
-        self._pending.append(_Pending(NONCE_PREFIX + nonce, argument, loop.time() + self._timeout_s, future))
+        self._pending.append(_Pending(nonce, argument, loop.time() + self._timeout_s, future))
         self._wake.set()
         return await future
 
@@ -181,9 +181,9 @@ class RedisNonceStore:
         """Spend `batch` and tell the waiting. An answer that is an error of the script leaves the connection usable."""
         loop = asyncio.get_running_loop()
         deadline_s = batch[0].deadline_s if batch else loop.time() + self._timeout_s
-        arguments: list[bytes | int] = [len(batch) + 1, CONTENTS_KEY, *(each.key for each in batch)]
+        arguments: list[bytes | int] = [2, SPENT_KEY, ORDER_KEY]
         arguments += (self._clock_ms(), self._keep_ms, RETRY_WINDOW_MS, SKEW_MS)
-        arguments += (each.argument for each in batch)
+        arguments += (part for each in batch for part in (each.nonce, each.argument))
         try:
             async with asyncio.timeout_at(deadline_s):
                 reply = await self._evaluate(*arguments)

@@ -19,7 +19,7 @@ import redis.asyncio
 
 from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, SKEW_MS, SpendResult
 from extproc.nonce_store import redis as redis_module
-from extproc.nonce_store.redis import CONTENTS_KEY, MAX_BATCH_SPENDS, NONCE_PREFIX, RedisNonceStore
+from extproc.nonce_store.redis import MAX_BATCH_SPENDS, ORDER_KEY, SPENT_KEY, RedisNonceStore
 from extproc.nonce_store.redis_script import SPEND_SHA1
 from pch.errors import StaleChallenge, StoreUnavailable
 
@@ -82,14 +82,91 @@ async def until_answered(store: RedisNonceStore, *spend: Any) -> SpendResult | S
                 await asyncio.sleep(0.01)
 
 
-async def test_spends_are_kept_for_max_age_and_four_seconds(redis_server: Server) -> None:
-    async with running(redis_server.url) as store:
+async def test_spends_are_kept_for_max_age_and_four_seconds_of_the_verifiers_time(redis_server: Server) -> None:
+    clock = Clock()
+    last_ms = NOW_MS + MAX_AGE_S * 1000 + KEEP_BEYOND_MAX_AGE_MS - 1
+    async with running(redis_server.url, clock) as store:
         await store.spend(nonce(7), token(1), ISSUED_MS, NOW_MS)
-    with redis_server.client() as client:
-        keep_ms = MAX_AGE_S * 1000 + KEEP_BEYOND_MAX_AGE_MS
-        assert keep_ms - 5000 < client.pttl(NONCE_PREFIX + nonce(7)) <= keep_ms
-        assert client.get(NONCE_PREFIX + nonce(7)) == token(1) + str(NOW_MS).encode()
-        assert client.ttl(CONTENTS_KEY) == -1
+        with redis_server.client() as client:
+            assert client.hget(SPENT_KEY, nonce(7)) == token(1) + str(NOW_MS).encode()
+            assert (client.ttl(SPENT_KEY), client.ttl(ORDER_KEY)) == (-1, -1)
+            await store.spend(nonce(8), token(1), last_ms, last_ms)
+            assert client.hexists(SPENT_KEY, nonce(7))
+            await store.spend(nonce(9), token(1), last_ms, last_ms + 1)
+            assert not client.hexists(SPENT_KEY, nonce(7))
+            assert client.zrange(ORDER_KEY, 0, -1) == [nonce(8), nonce(9)]
+
+
+@pytest.mark.parametrize("far_ms", [5300, 64_001, 3_600_000])
+async def test_neither_clock_by_stepping_revives_a_spent_nonce(redis_server: Server, far_ms: int) -> None:
+    # The verifiers' clock going back is the server's going forward: only their difference could count.
+    clock = Clock()
+    async with running(redis_server.url, clock, max_age_s=1) as store:
+        assert await store.spend(nonce(1), token(1), ISSUED_MS, NOW_MS) is SpendResult.FRESH
+        clock.now_ms = NOW_MS + far_ms
+        assert await store.spend(nonce(2), token(1), clock.now_ms, clock.now_ms) is SpendResult.FRESH
+        with redis_server.client() as client:
+            assert not client.hexists(SPENT_KEY, nonce(1))
+        clock.now_ms = NOW_MS + 1
+        with pytest.raises(StaleChallenge):
+            await store.spend(nonce(1), token(2), ISSUED_MS, clock.now_ms)
+
+
+async def test_a_server_clock_that_ran_ahead_of_the_verifiers_forgets_nothing(redis_server: Server) -> None:
+    # The verifiers' clock stands still while more than max-age + 4 s pass for the server; a max-age that
+    # cannot be makes that one second.
+    async with running(redis_server.url, lambda: NOW_MS, max_age_s=1 - KEEP_BEYOND_MAX_AGE_MS // 1000) as store:
+        issued_ms = NOW_MS + SKEW_MS
+        assert await store.spend(nonce(1), token(1), issued_ms, NOW_MS) is SpendResult.FRESH
+        time.sleep(1.1)
+        assert await store.spend(nonce(1), token(2), issued_ms, NOW_MS) is SpendResult.REPLAYED
+
+
+async def test_verifiers_as_far_apart_as_they_may_be_find_every_young_challenge_fresh(redis_server: Server) -> None:
+    ahead, behind = Clock(), Clock()
+    max_age_ms = MAX_AGE_S * 1000
+    async with running(redis_server.url, ahead) as fast, running(redis_server.url, behind) as slow:
+        for step in range(200):
+            behind.now_ms = START_MS + 3 * SKEW_MS + step * 1000
+            ahead.now_ms = behind.now_ms + SKEW_MS
+            fresh = (nonce(2 * step), token(), ahead.now_ms, ahead.now_ms)
+            assert await fast.spend(*fresh) is SpendResult.FRESH
+            # Of the slow one's challenges the fast one's purge takes the last millisecond.
+            oldest_ms = max(behind.now_ms - max_age_ms + 1, START_MS + SKEW_MS)
+            assert await slow.spend(nonce(2 * step + 1), token(), oldest_ms, behind.now_ms) is SpendResult.FRESH
+        with redis_server.client() as client:
+            assert client.zcard(ORDER_KEY) < 2 * (MAX_AGE_S + 10)
+
+
+@pytest.mark.parametrize("key", [SPENT_KEY, ORDER_KEY])
+async def test_one_lost_key_makes_older_challenges_stale(redis_server: Server, key: bytes) -> None:
+    async with running(redis_server.url, lambda: NOW_MS - SKEW_MS) as store:
+        assert await store.spend(nonce(), token(1), NOW_MS, NOW_MS) is SpendResult.FRESH
+        with redis_server.client() as client:
+            client.delete(key)
+        with pytest.raises(StaleChallenge):
+            await store.spend(nonce(), token(2), NOW_MS - 1, NOW_MS)
+        assert await store.spend(nonce(2), token(2), NOW_MS, NOW_MS) is SpendResult.FRESH
+
+
+async def test_a_server_out_of_memory_lets_expired_nonces_go_without_a_spend(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "PROBE_INTERVAL_S", 0.01)
+    clock = Clock()
+    async with running(redis_server.url, clock) as store:
+        for number in range(200):
+            await store.spend(nonce(number), token(), ISSUED_MS, NOW_MS)
+        with redis_server.client() as client:
+            client.config_set("maxmemory", "1")
+            async with asyncio.timeout(20):
+                while "OutOfMemoryError" not in str(await store.problem()):
+                    await asyncio.sleep(0.01)
+                clock.now_ms = NOW_MS + MAX_AGE_S * 1000 + KEEP_BEYOND_MAX_AGE_MS
+                while client.zcard(ORDER_KEY):
+                    await asyncio.sleep(0.01)
+            client.config_set("maxmemory", "0")
+            assert client.hkeys(SPENT_KEY) == [b"contents"]
 
 
 def _race(url: str, identity: int, start: Any, results: Any) -> None:
@@ -131,7 +208,7 @@ async def test_lost_contents_make_older_challenges_stale(redis_server: Server, l
         assert await store.spend(nonce(), token(1), ISSUED_MS, NOW_MS) is SpendResult.FRESH
         clock.now_ms = NOW_MS
         with redis_server.client() as client:
-            client.delete(CONTENTS_KEY) if lose == "contents" else getattr(client, lose)()
+            client.hdel(SPENT_KEY, "contents") if lose == "contents" else getattr(client, lose)()
         # The clock of the verifier that issued it may be ahead of ours by the skew.
         for issued_ms in (ISSUED_MS, NOW_MS, NOW_MS + SKEW_MS - 1):
             with pytest.raises(StaleChallenge):
@@ -153,7 +230,7 @@ async def test_a_restart_makes_older_challenges_stale_even_when_the_data_came_ba
         server.start("--appendonly", "yes")
         assert isinstance(await until_answered(store, nonce(1), token(1), ISSUED_MS, NOW_MS), StaleChallenge)
         with server.client() as client:
-            assert client.exists(NONCE_PREFIX + nonce())
+            assert client.hexists(SPENT_KEY, nonce())
         later_ms = NOW_MS + SKEW_MS
         assert await store.spend(nonce(2), token(1), later_ms, later_ms) is SpendResult.FRESH
 
@@ -166,7 +243,7 @@ async def test_a_failover_makes_older_challenges_stale(own_redis_server: StartSe
             other.replicaof("127.0.0.1", port)
             assert await store.spend(nonce(), token(1), ISSUED_MS, NOW_MS) is SpendResult.FRESH
             deadline = time.monotonic() + 20
-            while not other.exists(NONCE_PREFIX + nonce()):
+            while not other.hexists(SPENT_KEY, nonce()):
                 assert time.monotonic() < deadline, "the replica does not follow"
                 time.sleep(0.02)
         clock.now_ms = NOW_MS
@@ -191,7 +268,7 @@ async def test_a_server_that_may_evict_is_refused_and_what_it_held_counts_as_los
             with pytest.raises(StoreUnavailable, match="noeviction"):
                 await store.spend(nonce(1), token(1), ISSUED_MS, NOW_MS)
             assert "noeviction" in str(await store.problem())
-            assert not client.exists(NONCE_PREFIX + nonce(1))
+            assert not client.hexists(SPENT_KEY, nonce(1))
             client.config_set("maxmemory-policy", "noeviction")
         with pytest.raises(StaleChallenge):
             await store.spend(nonce(), token(2), ISSUED_MS, NOW_MS)
