@@ -12,6 +12,7 @@ A trailing slash counts: `/a` does not match `/a/`, nor the other way round.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -36,8 +37,8 @@ _AUTHORITY: Final = re.compile(
 class Authority:
     """An authority taken apart; `port` is text, the default one filled in.
 
-    One trailing dot of the name is dropped, so that `example.com.` cannot walk past a rule for
-    `example.com`.
+    An IPv6 address is in its one canonical form, whichever it was sent in. One trailing dot of the name is
+    dropped, so that `example.com.` cannot walk past a rule for `example.com`.
     """
 
     name: str
@@ -64,7 +65,12 @@ class HostPattern:
 def parse_authority(text: str) -> Authority | None:
     """Take apart an authority in the form of RFC 9421 §2.2.3; None when it is no host with a port."""
     match = _AUTHORITY.fullmatch(text)
-    return None if match is None else Authority(match["name"], match["port"] or DEFAULT_PORT)
+    if match is None:
+        return None
+    try:
+        return Authority(_canonical(match["name"]), match["port"] or DEFAULT_PORT)
+    except ValueError:
+        return None
 
 
 def parse_host(pattern: str) -> HostPattern:
@@ -82,7 +88,17 @@ def parse_host(pattern: str) -> HostPattern:
         return HostPattern(None, None, wanted_port)
     if name.startswith("*."):
         return HostPattern(None, name[1:], wanted_port)
-    return HostPattern(name, None, wanted_port)
+    return HostPattern(_canonical(name), None, wanted_port)
+
+
+def _canonical(name: str) -> str:
+    """Give the one spelling of an IPv6 address in brackets, and any other name as it is. Raises ValueError."""
+    if not name.startswith("["):
+        return name
+    try:
+        return f"[{ipaddress.IPv6Address(name[1:-1]).compressed}]"
+    except ValueError as error:
+        raise ValueError("must hold an IPv6 address inside its brackets") from error
 
 
 def compile_path(pattern: str) -> re.Pattern[str]:
