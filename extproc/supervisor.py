@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client import multiprocess
 
 from extproc.config import ConfigError, load_config, read_config_file
+from extproc.errors import ServerFault
 from extproc.reload import needs_restart
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ class Supervisor:
         self._metrics_dir = config.filter.socket_dir / "metrics"
 
     def run(self) -> int:
-        """Supervise until SIGTERM or SIGINT. Returns the exit status."""
+        """Supervise until SIGTERM or SIGINT. Returns the exit status; raises `ServerFault`."""
         self._prepare()
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
@@ -75,7 +77,11 @@ class Supervisor:
         return self._stop_all(slots)
 
     def _prepare(self) -> None:
-        self._config.filter.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder = self._config.filter.socket_dir
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            # Whoever writes there could put another socket in the place of a worker's.
+            raise ServerFault("filter.socket_dir: its group or others may write to it; make it mode 0700")
         self._metrics_dir.mkdir(exist_ok=True, mode=0o700)
         self._keep_accepted()
         for leftover in self._metrics_dir.glob("*.db"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
+import stat
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -104,7 +105,10 @@ def close(connection: sqlite3.Connection | None) -> None:
 
 
 def create_private(path: Path) -> None:
-    """Make an empty file of mode 0600 if there is none; SQLite's -wal and -shm files get the same mode."""
+    """Make an empty file of mode 0600 if there is none; SQLite's -wal and -shm files get the same mode.
+
+    Raises ReceiptStoreUnavailable when the file that is there gives others access, OSError.
+    """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE))
         # The new name must survive a power cut together with the receipts.
@@ -113,6 +117,9 @@ def create_private(path: Path) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
+        raise ReceiptStoreUnavailable("the file must be a regular one of mode 0600")
 
 
 def try_begin(connection: sqlite3.Connection) -> bool:

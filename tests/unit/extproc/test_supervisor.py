@@ -10,7 +10,8 @@ from datetime import datetime
 
 import pytest
 
-from extproc.supervisor import MIN_BACKOFF_S
+from extproc.errors import ServerFault
+from extproc.supervisor import MIN_BACKOFF_S, Supervisor
 from tests.support.check_calls import FilterCalls, reason_of
 from tests.support.filter_process import FilterFolder, filter_folder, running, until
 
@@ -137,6 +138,22 @@ def test_killed_supervisor_takes_its_workers_with_it_and_a_new_one_takes_over(se
             assert reason_of(served.pass_once(calls)) == "allowed"
     again.send_signal(signal.SIGINT)
     assert again.wait(15) == 0
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
+def test_folder_where_others_may_put_sockets_is_refused(mode: int) -> None:
+    with filter_folder(workers=1) as folder:
+        (folder.folder / "run").chmod(mode)
+        with pytest.raises(ServerFault, match=r"filter\.socket_dir.*0700"):
+            Supervisor(folder.config, {}).run()
+        assert list((folder.folder / "run").iterdir()) == []
+
+
+def test_folder_that_others_may_only_pass_is_served() -> None:
+    with filter_folder(workers=1) as folder:
+        (folder.folder / "run").chmod(0o755)
+        folder.start("serve")
+        folder.pid()
 
 
 def test_leftover_metrics_of_an_earlier_run_are_dropped() -> None:

@@ -185,6 +185,7 @@ def test_heads_that_were_set_back_are_a_fork(parts: LogParts) -> None:
         path.unlink()
     for path, data in saved.items():
         path.write_bytes(data)
+        path.chmod(0o600)
     with pytest.raises(LogForked, match="not among the stored heads"):
         parts.writer().step()
 

@@ -41,6 +41,17 @@ def test_files_are_the_owners_alone(
     assert modes == {f"receipts.sqlite3{end}": 0o600 for end in ("", "-wal", "-shm", "-turn")}
 
 
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o606, 0o620])
+def test_a_file_that_others_may_open_is_refused(mode: int, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    SqliteReceiptStore(path).close()
+    path.chmod(mode)
+    with pytest.raises(ReceiptStoreUnavailable, match="0600"):
+        SqliteReceiptStore(path)
+    path.chmod(0o600)
+    SqliteReceiptStore(path).close()
+
+
 def test_commits_are_synced_to_a_write_ahead_log(tmp_path: Path) -> None:
     from receipts.sqlite_file import connect
 
@@ -281,6 +292,7 @@ def test_a_folder_that_does_not_exist_is_unavailable(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("something else entirely, and long enough to be looked at")
+    (tmp_path / "a").chmod(0o600)
     with pytest.raises(ReceiptStoreUnavailable, match="NOTADB"):
         SqliteReceiptStore(tmp_path / "a")
 
@@ -304,6 +316,7 @@ def newer(path: Path) -> None:
 @pytest.mark.parametrize("make", [foreign, marked, newer])
 def test_a_database_that_is_not_ours_is_refused(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "a")
+    (tmp_path / "a").chmod(0o600)
     before = (tmp_path / "a").read_bytes()
     with pytest.raises(StoreCorrupt):
         SqliteReceiptStore(tmp_path / "a")
@@ -355,8 +368,9 @@ def wholly_locked(path: Path) -> Iterator[None]:
 
 def test_a_new_file_that_another_process_holds_is_waited_for(tmp_path: Path) -> None:
     opened: list[SqliteReceiptStore] = []
+    (tmp_path / "a").touch(0o600)
     with wholly_locked(tmp_path / "a"):
-        with pytest.raises(ReceiptStoreUnavailable):
+        with pytest.raises(ReceiptStoreUnavailable, match="lock"):
             SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=20)
         thread = threading.Thread(
             target=lambda: opened.append(SqliteReceiptStore(tmp_path / "a", busy_timeout_ms=5000))
