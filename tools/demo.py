@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime as dt
 import json
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from pch.client.signing import sign_request
 from pch.client.sync_connection import SyncConnection
 from pch.client.tls_session import TlsContext
 from receipts.receipt import leaf_hash, parse_receipt
+from receipts.verify import Invalid, Unusable, verify_file
 from tools.stack import Stack
 from tools.stack_config import Ports, StackError, StackSettings
 
@@ -37,6 +39,9 @@ TIMEOUT_S: Final = 10.0
 TARGET: Final = "/protected/orders?id=7"
 BODY: Final = b'{"order": 7}'
 MAX_BODY_BYTES: Final = 1 << 20
+MAX_PACK_BYTES: Final = 64 << 20
+DECISIONS: Final = 7
+"""What the story makes the verifier decide: one pass, six refusals."""
 GREEN, RED, PLAIN = ("\033[32m", "\033[31m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
 
@@ -107,6 +112,7 @@ class Demo:
         self.show_receipt(passed)
         self.attack(here, there, wire, parse_pch_challenge(passed.headers.all("pch-challenge"))[0])
         self.take_stock()
+        self.audit()
         here.close()
         there.close()
 
@@ -174,7 +180,31 @@ class Demo:
         decided = [each["receipt"] for each in latest if each["receipt"]["kind"] == "decision"]
         tally = collections.Counter(str(each["reason"]) for each in decided)
         told = ", ".join(f"{count} {reason}" for reason, count in sorted(tally.items()))
-        self.check(f"receipts: {told}", len(decided) == 7)
+        self.check(f"receipts: {told}", len(decided) == DECISIONS)
+
+    def audit(self) -> None:
+        """Chapter 6: the day as one file, verified offline; a tampered copy is refused."""
+        print("6. The day's receipts, as one file that an auditor verifies offline.")
+        day = dt.datetime.now(dt.UTC).date().isoformat()
+        ask = urllib.request.Request(
+            f"{self.state['admin']}/compliance/pack",
+            json.dumps({"date": day}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(ask, timeout=TIMEOUT_S) as response:
+            pack: bytes = response.read(MAX_PACK_BYTES)
+        whole, altered = self.stack.files.var / "pack.zip", self.stack.files.var / "tampered.zip"
+        whole.write_bytes(pack)
+        report = verify_file(whole)
+        self.check(f"pack of {day}: {len(pack)} bytes, {report.receipts} receipts, valid", report.receipts >= DECISIONS)
+        middle = len(pack) // 2
+        altered.write_bytes(pack[:middle] + bytes([pack[middle] ^ 1]) + pack[middle + 1 :])
+        try:
+            verify_file(altered)
+        except (Invalid, Unusable) as error:
+            self.check(f"a copy with one bit changed: refused ({error})", holds=True)
+        else:
+            self.check("a copy with one bit changed: refused", holds=False)
 
 
 def main() -> int:
