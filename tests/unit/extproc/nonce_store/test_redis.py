@@ -112,6 +112,16 @@ async def test_neither_clock_by_stepping_revives_a_spent_nonce(redis_server: Ser
             await store.spend(nonce(1), token(2), ISSUED_MS, clock.now_ms)
 
 
+async def test_a_forgotten_challenge_that_was_issued_by_a_clock_ahead_is_stale_too(redis_server: Server) -> None:
+    issued_ms, far_ms = NOW_MS + SKEW_MS, NOW_MS + MAX_AGE_S * 1000 + KEEP_BEYOND_MAX_AGE_MS
+    async with running(redis_server.url) as store:
+        assert await store.spend(nonce(1), token(1), issued_ms, NOW_MS) is SpendResult.FRESH
+        assert await store.spend(nonce(2), token(1), far_ms, far_ms) is SpendResult.FRESH
+        with pytest.raises(StaleChallenge):
+            await store.spend(nonce(1), token(2), issued_ms, NOW_MS)
+        assert await store.spend(nonce(3), token(1), issued_ms + 1, NOW_MS + 1) is SpendResult.FRESH
+
+
 async def test_a_server_clock_that_ran_ahead_of_the_verifiers_forgets_nothing(redis_server: Server) -> None:
     # The verifiers' clock stands still while more than max-age + 4 s pass for the server; a max-age that
     # cannot be makes that one second.
@@ -140,13 +150,16 @@ async def test_verifiers_as_far_apart_as_they_may_be_find_every_young_challenge_
 
 @pytest.mark.parametrize("key", [SPENT_KEY, ORDER_KEY])
 async def test_one_lost_key_makes_older_challenges_stale(redis_server: Server, key: bytes) -> None:
-    async with running(redis_server.url, lambda: NOW_MS - SKEW_MS) as store:
-        assert await store.spend(nonce(), token(1), NOW_MS, NOW_MS) is SpendResult.FRESH
+    clock = Clock()
+    async with running(redis_server.url, clock) as store:
+        assert await store.spend(nonce(), token(1), ISSUED_MS, NOW_MS) is SpendResult.FRESH
+        clock.now_ms = NOW_MS
         with redis_server.client() as client:
             client.delete(key)
         with pytest.raises(StaleChallenge):
-            await store.spend(nonce(), token(2), NOW_MS - 1, NOW_MS)
-        assert await store.spend(nonce(2), token(2), NOW_MS, NOW_MS) is SpendResult.FRESH
+            await store.spend(nonce(), token(2), ISSUED_MS, NOW_MS)
+        later_ms = NOW_MS + SKEW_MS
+        assert await store.spend(nonce(2), token(2), later_ms, later_ms) is SpendResult.FRESH
 
 
 async def test_a_server_out_of_memory_lets_expired_nonces_go_without_a_spend(
