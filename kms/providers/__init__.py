@@ -1,0 +1,1 @@
+"""Custody providers: one file each."""
