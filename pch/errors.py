@@ -111,6 +111,12 @@ class PolicyDenied(PeerFault):
     reason = Reason.POLICY_DENIED
 
 
+class EvidenceRejected(PeerFault):
+    """The evidence is not what §7 says, not that of its digest, or its checkpoint is not true."""
+
+    reason = Reason.EVIDENCE_REJECTED
+
+
 class NoRoute(PeerFault):
     """No declared route matches."""
 
@@ -141,10 +147,22 @@ class BodyTooLarge(PeerFault):
     reason = Reason.BODY_TOO_LARGE
 
 
+class HeaderBudget(PeerFault):
+    """The header fields are over the route's budget, and relaxing may help (§6)."""
+
+    reason = Reason.HEADER_BUDGET
+
+
 class HeaderTooLarge(PeerFault):
-    """The header fields are over the hard cap (§6)."""
+    """The header fields are over the hard cap, or over budget where nothing can be relaxed (§6)."""
 
     reason = Reason.HEADER_TOO_LARGE
+
+
+class Quota(PeerFault):
+    """More is waiting already than one peer may have."""
+
+    reason = Reason.QUOTA
 
 
 class StoreUnavailable(DependencyFault):
