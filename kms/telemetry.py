@@ -1,6 +1,6 @@
 """Every metric of the service, registered once (OBSERVABILITY.md §1, CONCURRENCY.md §9, SECURITY.md, RUNBOOK.md).
 
-One `Telemetry` belongs to one process; its children are looked up once and kept, because `labels()` costs more than `inc`.
+One `Telemetry` belongs to one process. Callers look a child up once and keep it: `labels()` costs more than `inc`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LATENCY_BUCKETS_S: Final = tuple(sorted({*SIGN_ED25519_BUCKETS_S, *SIGN_ML_DSA_B
 
 
 class Telemetry:
-    """The metrics by the names that the documents and their alerts use. Labels are of fixed sets or of bounded hashes."""
+    """The metrics by the names that the documents and their alerts use; labels come from fixed sets or hashes."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry if registry is not None else CollectorRegistry()
@@ -51,6 +51,20 @@ class Telemetry:
         self.verify_cache_hits = self._counter("kms_verify_cache_hits_total", "Verify cache", "hit")
         self.verify_cache_expired = self._counter("verify_cache_expired_total", "Verify past the soft TTL")
         self.verify_cache_ttl = self._gauge("kms_config_verify_cache_ttl_ms", "The soft TTL in force")
+        self._register_runbook_names()
+
+    def _register_runbook_names(self) -> None:
+        """RUNBOOK.md and SECURITY.md call some of the cache's and the edge's numbers by names of their own."""
+        self.verify_cache_hit = self._counter("verify_cache_hit_total", "Public keys found fresh")
+        self.verify_cache_miss = self._counter("verify_cache_miss_total", "Public keys that had to be read")
+        self.verify_cache_stale = self._counter("verify_cache_stale_total", "Public keys used past the soft TTL")
+        self.verify_cache_size = self._gauge("verify_cache_size", "Public keys held")
+        self.verify_cache_stale_max = self._gauge("verify_cache_stale_max_ms", "Age of the oldest public key in use")
+        self.verify_cache_ttl_runbook = self._gauge("verify_cache_ttl_ms", "The soft TTL in force")
+        self.verify_cache_age_plain = self._gauge("verify_cache_age_ms", "Age of the public keys used in an outage")
+        self.auth_failures = self._counter("auth_failures_total", "Capabilities that did not verify")
+        self.tls_handshake_failures = self._counter("tls_handshake_failures_total", "TLS handshakes that failed")
+        self.backend_reconnects_runbook = self._counter("backend_reconnects_total", "Reconnections", "backend")
 
     def _register_audit_and_backends(self) -> None:
         self.audit_appends = self._counter("kms_audit_appends_total", "Audit appends", "result")
