@@ -23,7 +23,6 @@ from receipts.canonical_json import canonical
 from receipts.checkpoint_jwks import verifier_jwks
 from receipts.errors import ReceiptFormatError, StoreCorrupt
 from receipts.log_errors import EntryUnknown
-from receipts.lookup import LookupTooFar
 from receipts.pack import plan_pack, stream_pack
 from receipts.pack_errors import PackError
 from receipts.receipt_id import ReceiptId
@@ -133,10 +132,7 @@ class LogApi:
         if not _TRACE_ID.fullmatch(trace_id):
             return problem(400, "A trace id is 32 lower-case hexadecimal digits, not all 0.")
         source = await self._opened()
-        try:
-            body = await asyncio.to_thread(_export, source, trace_id)
-        except LookupTooFar:
-            return problem(503, "This store has no index on traces, and the trace was not found in time.")
+        body = await asyncio.to_thread(_export, source, trace_id)
         if body is None:
             return problem(404, "No receipt is of this trace.")
         return _current(request, body, "application/json")

@@ -8,13 +8,12 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from receipts.checkpoint_keys import FileCheckpointSigner, KeyFileError, create_key_file
 from receipts.errors import StoreUrlError
 from receipts.log_notes import LogNotes
 from receipts.log_reader import LogReader
-from receipts.lookup import ReceiptLookup, ScanLookup
 from receipts.lookup_sqlite import SqliteLookup
 from receipts.open_store import open_store
 
@@ -22,7 +21,9 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from receipts.lookup import ReceiptLookup
     from receipts.store import ReceiptStore
+    from receipts.store_postgres import PostgresReceiptStore
 
 DEFAULT_STORE_URL: Final = "sqlite:receipts.sqlite3"
 DEFAULT_LOG_DIR: Final = "log"
@@ -80,17 +81,13 @@ class Places:
 
 
 def lookup_for(store_url: str, store: ReceiptStore) -> ReceiptLookup:
-    """Make the look-ups for the store at `store_url`: through an index where it has one."""
+    """Make the look-ups for `store`, which was opened at `store_url`."""
     if store_url.startswith("sqlite:"):
         return SqliteLookup(store_url.removeprefix("sqlite:"))
-    if store_url.startswith("postgresql:"):
-        # Late, so that psycopg is only loaded where it is used.
-        from receipts.lookup_postgres import PostgresLookup
-        from receipts.store_postgres import PostgresReceiptStore
+    # Late, so that psycopg is only loaded where it is used.
+    from receipts.lookup_postgres import PostgresLookup
 
-        if isinstance(store, PostgresReceiptStore):
-            return PostgresLookup(store)
-    return ScanLookup(store)
+    return PostgresLookup(cast("PostgresReceiptStore", store))
 
 
 def open_signer(log_dir: Path, origin: str, *, create: bool) -> FileCheckpointSigner:

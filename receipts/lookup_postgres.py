@@ -1,24 +1,25 @@
-"""Look-ups in a PostgreSQL receipt store: writers through the index of their chains, traces among the newest."""
+"""Look-ups in a PostgreSQL receipt store, through its indexes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-
-from receipts.lookup import MAX_SCANNED, ScanLookup
 
 if TYPE_CHECKING:
     from receipts.store import StoredReceipt
     from receipts.store_postgres import PostgresReceiptStore
 
 
-class PostgresLookup(ScanLookup):
+class PostgresLookup:
     """Look-ups in `store`, see `ReceiptLookup`. Any thread may call."""
 
-    def __init__(self, store: PostgresReceiptStore, max_scanned: int = MAX_SCANNED) -> None:
-        super().__init__(store, max_scanned)
-        self._postgres = store
+    def __init__(self, store: PostgresReceiptStore) -> None:
+        self._store = store
 
     def by_writer(self, writer: str, wseq: int, before_seq: int) -> StoredReceipt | None:
         """Find a writer's receipt; see `ReceiptLookup.by_writer`."""
-        receipt = self._postgres.by_place(writer, wseq)
+        receipt = self._store.by_place(writer, wseq)
         return receipt if receipt is not None and receipt.seq < before_seq else None
+
+    def by_trace(self, trace_id: str, limit: int) -> list[StoredReceipt]:
+        """Find the receipts of a trace; see `ReceiptLookup.by_trace`."""
+        return self._store.by_trace(trace_id, limit)

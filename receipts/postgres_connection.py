@@ -42,10 +42,20 @@ class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """A connection that waits `MAX_WAIT_S` at most for the server's next answer; one that waited longer is lost."""
 
     _silent = False
+    _longer_wait_s: float | None = None
+
+    @contextlib.contextmanager
+    def waiting_up_to(self, limit_s: float) -> Iterator[None]:
+        """Wait longer for what is known to take long."""
+        self._longer_wait_s = limit_s
+        try:
+            yield
+        finally:
+            self._longer_wait_s = None
 
     def wait(self, gen: PQGen[_T], interval: float = 0.1, timeout: float | None = None) -> _T:
         """Wait for `gen`; see `psycopg.Connection.wait`."""
-        limit_s = MAX_WAIT_S if timeout is None else timeout
+        limit_s = (self._longer_wait_s or MAX_WAIT_S) if timeout is None else timeout
         began_s = time.monotonic()
         try:
             return super().wait(gen, interval, limit_s)

@@ -13,10 +13,12 @@ from receipts.errors import StoreCorrupt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import psycopg
+    from receipts.postgres_connection import BoundedConnection
 
 MIGRATION_LOCK: Final = 0x53474E52_00000001
 """Advisory lock of whoever changes the schema."""
+MAX_MIGRATION_S: Final = 3600
+"""Longest that a statement of a migration may take: an index over a large store is made in minutes."""
 
 # One entry per schema version, from 1. Never change one that was released: add the next.
 # Rows stay inline and uncompressed up to a page: compressing 2 KB of digests costs more than it saves.
@@ -116,10 +118,12 @@ MIGRATIONS: Final[tuple[tuple[LiteralString, ...], ...]] = (
             FOR EACH ROW EXECUTE FUNCTION signet.refuse_all_but_pruning()
         """,
     ),
+    # 3: the receipts of a trace are found at once.
+    ("CREATE INDEX receipts_by_trace ON signet.receipts (trace_id, seq) WHERE trace_id IS NOT NULL",),
 )
 
 
-def migrate(connection: psycopg.Connection, now_ms: Callable[[], int]) -> None:
+def migrate(connection: BoundedConnection, now_ms: Callable[[], int]) -> None:
     """Bring the schema `signet` to the newest version; safe when several processes start at once.
 
     Changes nothing, and needs no right to, when it is there already. `connection` commits by itself. Raises
@@ -127,9 +131,10 @@ def migrate(connection: psycopg.Connection, now_ms: Callable[[], int]) -> None:
     """
     if _version(connection) == len(MIGRATIONS):
         return
-    with connection.transaction():
+    with connection.waiting_up_to(MAX_MIGRATION_S), connection.transaction():
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (MIGRATION_LOCK,))
         version = _version(connection)
+        connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{MAX_MIGRATION_S}s",))
         if version == 0:
             connection.execute("CREATE SCHEMA IF NOT EXISTS signet")
             connection.execute(
@@ -142,7 +147,7 @@ def migrate(connection: psycopg.Connection, now_ms: Callable[[], int]) -> None:
             connection.execute("INSERT INTO signet.schema_migrations VALUES (%s, %s)", (number, now_ms()))
 
 
-def _version(connection: psycopg.Connection) -> int:
+def _version(connection: BoundedConnection) -> int:
     """Return the schema version, 0 when there is none yet."""
     tables = {
         name

@@ -38,6 +38,7 @@ _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, l
 _BY_ID: Final = _SELECT + "WHERE id = %s"
 _BY_KEY: Final = _SELECT + "WHERE idempotency_key = %b"
 _BY_PLACE: Final = _SELECT + "WHERE writer = %s AND wseq = %s"
+_BY_TRACE: Final = _SELECT + "WHERE trace_id = %s ORDER BY seq LIMIT %s"
 _LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT %s"
 _READ: Final = _SELECT + "WHERE seq > %s ORDER BY seq LIMIT %s"
 _TAIL: Final = "SELECT wseq, leaf_hash FROM signet.receipts WHERE writer = %s ORDER BY wseq DESC LIMIT 1"
@@ -140,6 +141,10 @@ class PostgresReceiptStore:
         """Find a writer's receipt number `wseq`. Raises ReceiptStoreUnavailable."""
         rows = self._fetch(_BY_PLACE, (writer, wseq))
         return receipt_of(rows[0]) if rows else None
+
+    def by_trace(self, trace_id: str, limit: int) -> list[StoredReceipt]:
+        """Return up to `limit` receipts of a trace, in order. Raises ReceiptStoreUnavailable."""
+        return [receipt_of(row) for row in self._fetch(_BY_TRACE, (trace_id, limit))]
 
     def latest(self, limit: int) -> list[StoredReceipt]:
         """Return the newest receipts; see `ReceiptStore.latest`."""

@@ -13,7 +13,6 @@ from receipts.facts import PolicyFacts, request_facts
 from receipts.log import LogSettings
 from receipts.log_notes import LogNotes
 from receipts.log_reader import LogReader
-from receipts.lookup import ScanLookup
 from receipts.lookup_sqlite import SqliteLookup
 from receipts.pack import PackSource, plan_pack, stream_pack
 from receipts.pack_zip import ZipStream
@@ -22,6 +21,7 @@ from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
 from receipts.store import StoredReceipt
 from receipts.verify import MANIFEST
 from tests.support.log_parts import NOW_S, LogParts
+from tests.support.scan_lookup import ScanLookup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

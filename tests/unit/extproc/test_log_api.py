@@ -21,7 +21,6 @@ from receipts.checkpoint import verify_checkpoint
 from receipts.checkpoint_jwks import verifier_keys_of
 from receipts.errors import ReceiptStoreUnavailable, StoreError
 from receipts.log_errors import LogUnavailable
-from receipts.lookup import ScanLookup
 from receipts.merkle import leaf_hash
 from receipts.merkle_verify import verify_consistency, verify_inclusion
 from receipts.tile import ENTRIES, Tile, split_entries, tile_of
@@ -329,10 +328,8 @@ def test_trace_that_is_no_trace_is_refused(api: Api, wanted: str) -> None:
     refused(api.ask(f"/v1/receipts/export/{wanted}"), 400)
 
 
-def test_trace_that_is_unknown_is_404_and_one_too_far_back_503(api: Api) -> None:
+def test_trace_that_is_unknown_is_404(api: Api) -> None:
     refused(api.ask(f"/v1/receipts/export/{'ab' * 16}"), 404)
-    api.changes["lookup"] = ScanLookup(api.parts.log.store, max_scanned=5)
-    refused(api.ask(f"/v1/receipts/export/{'ab' * 16}"), 503)
 
 
 # -- packs

@@ -19,8 +19,6 @@ from receipts.errors import ReceiptStoreUnavailable, StoreCorrupt
 from receipts.log_errors import EntryUnknown, LogUnavailable
 from receipts.log_notes import MAX_HANDOUTS, Handout, LogNotes, Rotation
 from receipts.log_reader import LogReader
-from receipts.lookup import LookupTooFar, ScanLookup
-from receipts.lookup_sqlite import SqliteLookup
 from receipts.merkle import leaf_hash
 from receipts.merkle_verify import verify_consistency
 from receipts.pack import parse_day, plan_pack, stream_pack, write_pack
@@ -31,6 +29,7 @@ from receipts.store import PrunedReceipt, ReceiptStore, StoredReceipt
 from receipts.tlog_proof import parse_tlog_proof, verify_tlog_proof
 from tests.support.log_parts import NOW_S, ORIGIN
 from tests.support.pack_parts import POLICY, WRITERS, PackParts, day, unpack
+from tests.support.scan_lookup import ScanLookup
 
 
 @pytest.fixture
@@ -387,50 +386,6 @@ def test_pruned_line_with_another_leaf_is_refused(parts: PackParts) -> None:
         changed = repack({**members, "receipts.jsonl": members["receipts.jsonl"].replace(old, new, 1)})
         with pytest.raises(verify.Invalid):
             report_on(changed)
-
-
-# -- look-ups
-
-
-def test_lookups_agree(parts: PackParts, tmp_path: Path) -> None:
-    parts.add(20)
-    parts.add(20, writer=1)
-    scan, indexed = ScanLookup(parts.log.store), SqliteLookup(tmp_path / "receipts.sqlite3")
-    for lookup in (scan, indexed):
-        found = lookup.by_writer(WRITERS[1], 3, 41)
-        assert found is not None
-        assert (found.seq, found.wseq) == (23, 3)
-        assert lookup.by_writer(WRITERS[1], 3, 22) is None
-        assert lookup.by_writer(WRITERS[2], 1, 41) is None
-        trace = json.loads(parts.log.raws()[4])["trace_id"]
-        assert [each.seq for each in lookup.by_trace(trace, 10)] == [4, 5, 6]
-        assert [each.seq for each in lookup.by_trace(trace, 2)] == [4, 5]
-        assert lookup.by_trace("ab" * 16, 10) == []
-    indexed.close()
-
-
-def test_lookup_by_reading_has_a_bound(parts: PackParts) -> None:
-    parts.add(50)
-    scan = ScanLookup(parts.log.store, max_scanned=10)
-    assert scan.by_writer(WRITERS[0], 45, 51) is not None
-    with pytest.raises(LookupTooFar):
-        scan.by_writer(WRITERS[0], 5, 51)
-    with pytest.raises(LookupTooFar):
-        scan.by_trace("ab" * 16, 10)
-
-
-def test_lookup_in_sqlite_has_a_bound(parts: PackParts, tmp_path: Path) -> None:
-    parts.add(400)
-    clock = iter(range(10_000))
-    lookup = SqliteLookup(
-        tmp_path / "receipts.sqlite3",
-        max_query_s=0.5,
-        opcodes_between_looks=10,
-        monotonic_s=lambda: float(next(clock)),
-    )
-    with pytest.raises(LookupTooFar):
-        lookup.by_trace("ab" * 16, 10)
-    lookup.close()
 
 
 def test_reader_of_a_pack_survives_a_log_that_goes_on(parts: PackParts) -> None:

@@ -444,25 +444,47 @@ def migrated_to(url: str, version: int, monkeypatch: pytest.MonkeyPatch) -> Post
         return PostgresReceiptStore(url, now_ms=lambda: 7)
 
 
+@pytest.mark.parametrize("version", [1, 2])
 def test_an_older_schema_is_brought_forward_with_its_receipts(
-    postgres_url: str, make_draft: Callable[..., ReceiptDraft], writer: WriterId, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str,
+    make_draft: Callable[..., ReceiptDraft],
+    writer: WriterId,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
 ) -> None:
-    old = migrated_to(postgres_url, 1, monkeypatch)
-    old.append([make_draft() for _ in range(3)], WriterTail(writer))
+    old = migrated_to(postgres_url, version, monkeypatch)
+    old.append([make_draft(trace_id="ab" * 16) for _ in range(3)], WriterTail(writer))
     before = list(receipts_of(old))
-    with pytest.raises(ReceiptStoreUnavailable):
-        old.pruned_to()
     for _ in range(2):
         store = PostgresReceiptStore(postgres_url, now_ms=lambda: 42)
         assert list(receipts_of(store)) == before
+        assert store.by_trace("ab" * 16, 10) == before
         assert store.pruned_to() == 0
         store.close()
     # A worker that still runs the older program goes on meanwhile.
-    old.append([make_draft()], old.writer_tail(writer))
+    old.append([make_draft(trace_id="ab" * 16)], old.writer_tail(writer))
+    assert len(old.by_trace("ab" * 16, 10)) == 4
     old.close()
     with psycopg.connect(postgres_url) as connection:
         versions = connection.execute("SELECT * FROM signet.schema_migrations ORDER BY 1").fetchall()
-    assert versions == [(1, 7), (2, 42)]
+    assert versions == [(number, 7 if number <= version else 42) for number in range(1, len(MIGRATIONS) + 1)]
+
+
+def test_a_migration_may_take_longer_than_other_statements(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrated_to(postgres_url, 2, monkeypatch).close()
+    monkeypatch.setattr("receipts.postgres_connection.STATEMENT_TIMEOUT_MS", 150)
+    monkeypatch.setattr("receipts.postgres_connection.MAX_WAIT_S", 0.2)
+    slow = ("SELECT pg_sleep(0.4)", *MIGRATIONS[2])
+    with monkeypatch.context() as patch:
+        patch.setattr("receipts.postgres_schema.MIGRATIONS", (*MIGRATIONS[:2], slow))
+        store = PostgresReceiptStore(postgres_url)
+    assert one(postgres_url, "SELECT to_regclass('signet.receipts_by_trace') IS NOT NULL")
+    store.close()
+    # Its transaction over, the bounds hold again.
+    connection = store._connect()
+    with pytest.raises(psycopg.OperationalError):
+        connection.execute("SELECT pg_sleep(0.4)")
+    connection.close()
 
 
 def test_a_migration_that_fails_leaves_the_schema_as_it_was(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ import os
 import resource
 import sqlite3
 import stat
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,9 @@ from receipts.errors import (
     ReceiptStoreUnavailable,
     StoreCorrupt,
 )
+from receipts.facts import EventFacts
+from receipts.lookup_sqlite import SqliteLookup
+from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import WriterId
 from receipts.store import WriterTail
 from receipts.store_sqlite import SqliteReceiptStore
@@ -24,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from receipts.receipt import ReceiptDraft
 
 OTHER_WRITER = WriterId("11111111-2222-4333-8444-555555555555")
 
@@ -332,7 +336,7 @@ def test_the_schema_is_made_once_and_dated(tmp_path: Path) -> None:
     for _ in range(2):
         SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
-        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 42), (2, 42)]
+        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 42), (2, 42), (3, 42)]
 
 
 def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,7 +347,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkey
     SqliteReceiptStore(tmp_path / "a").close()
 
 
-def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_schema_is_added_to_an_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from receipts.sqlite_schema import MIGRATIONS
 
     SqliteReceiptStore(tmp_path / "a").close()
@@ -351,7 +355,7 @@ def test_an_older_schema_is_brought_forward(tmp_path: Path, monkeypatch: pytest.
     for _ in range(2):
         SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7).close()
     with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
-        assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,), (3,)]
+        assert connection.execute("SELECT version FROM schema_migrations").fetchall() == [(1,), (2,), (3,), (4,)]
         assert connection.execute("SELECT * FROM later").fetchall() == []
 
 
@@ -437,23 +441,100 @@ def test_a_checkpoint_that_fails_or_has_to_wait_is_put_off(
     assert verify(store) == 3
 
 
-def test_the_first_schema_is_brought_forward_with_its_receipts(
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_schema_is_brought_forward_with_its_receipts(
+    tmp_path: Path,
+    make_draft: Callable[..., ReceiptDraft],
+    writer: WriterId,
+    monkeypatch: pytest.MonkeyPatch,
+    version: int,
+) -> None:
+    from receipts.sqlite_schema import MIGRATIONS
+
+    with monkeypatch.context() as patch:
+        patch.setattr("receipts.sqlite_schema.MIGRATIONS", MIGRATIONS[:version])
+        old = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7)
+    old.append([make_draft(trace_id="ab" * 16) for _ in range(3)], WriterTail(writer))
+    before = old.read(0, 10)
+    store = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42)
+    assert store.read(0, 10) == before
+    assert store.pruned_to() == 0
+    # A worker that still runs the older program goes on meanwhile, and what it adds is found as well.
+    old.append([make_draft(trace_id="ab" * 16)], old.writer_tail(writer))
+    assert verify(store) == 4
+    lookup = SqliteLookup(tmp_path / "a")
+    assert lookup.by_trace("ab" * 16, 10) == store.read(0, 10)
+    for each in (old, store, lookup):
+        each.close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
+        versions = connection.execute("SELECT * FROM schema_migrations").fetchall()
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    assert versions == [(number, 7 if number <= version else 42) for number in range(1, len(MIGRATIONS) + 1)]
+
+
+def test_pruned_receipts_of_the_second_schema_take_no_room_in_the_index(
     tmp_path: Path, make_draft: Callable[..., ReceiptDraft], writer: WriterId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from receipts.sqlite_schema import MIGRATIONS
 
     with monkeypatch.context() as patch:
-        patch.setattr("receipts.sqlite_schema.MIGRATIONS", MIGRATIONS[:1])
-        old = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 7)
-    old.append([make_draft() for _ in range(3)], WriterTail(writer))
-    before = old.read(0, 10)
-    store = SqliteReceiptStore(tmp_path / "a", now_ms=lambda: 42)
-    assert store.read(0, 10) == before
-    assert store.pruned_to() == 0
-    # A worker that still runs the older program goes on meanwhile.
-    old.append([make_draft()], old.writer_tail(writer))
-    assert verify(store) == 4
-    for each in (old, store):
-        each.close()
-    with contextlib.closing(sqlite3.connect(tmp_path / "a")) as connection:
-        assert connection.execute("SELECT * FROM schema_migrations").fetchall() == [(1, 7), (2, 42)]
+        patch.setattr("receipts.sqlite_schema.MIGRATIONS", MIGRATIONS[:2])
+        old = SqliteReceiptStore(tmp_path / "a")
+    drafts = [make_draft(trace_id=f"{number:032x}") for number in range(1, 21)]
+    tail = old.append(drafts, WriterTail(writer)).tail
+    event = ReceiptDraft(
+        kind="log_event", id=make_draft().id, time_ms=drafts[0].time_ms, event=EventFacts("pruned", {"last_seq": 15})
+    )
+    old.permit_pruning(stored(old.append([event], tail).outcomes[0]).seq, 15)
+    assert old.drop_payloads(10) == 10
+    old.close()
+    store = SqliteReceiptStore(tmp_path / "a")
+    assert store.drop_payloads(10) == 5
+    lookup = SqliteLookup(tmp_path / "a")
+    found = [len(lookup.by_trace(f"{number:032x}", 10)) for number in range(1, 21)]
+    assert found == [0] * 15 + [1] * 5
+    lookup.close()
+    store.close()
+
+
+_MIGRATE = """
+import re, sys
+from pathlib import Path
+from receipts.store_sqlite import SqliteReceiptStore
+
+def peak_kib():
+    return int(re.search(r"VmHWM:\\s+([0-9]+) kB", Path("/proc/self/status").read_text())[1])
+
+SqliteReceiptStore(sys.argv[2]).close()
+before = peak_kib()
+SqliteReceiptStore(sys.argv[1]).close()
+print(peak_kib() - before)
+"""
+
+
+def test_a_large_older_store_is_migrated_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from receipts.sqlite_schema import MIGRATIONS
+
+    with monkeypatch.context() as patch:
+        patch.setattr("receipts.sqlite_schema.MIGRATIONS", MIGRATIONS[:2])
+        SqliteReceiptStore(tmp_path / "old").close()
+    rows = 200_000  # An index of 9 MB over a file of 60 MB.
+    with contextlib.closing(sqlite3.connect(tmp_path / "old")) as connection, connection:
+        connection.execute("PRAGMA synchronous = OFF")
+        connection.execute(
+            """
+            WITH RECURSIVE numbers (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+            INSERT INTO receipts (seq, id, writer, wseq, time_ms, kind, trace_id, leaf_hash, raw)
+            SELECT n, n, 'w', n, n, 'decision', lower(hex(randomblob(16))), zeroblob(32), zeroblob(200) FROM numbers
+            """,
+            (rows,),
+        )
+    assert (tmp_path / "old").stat().st_size > 50 << 20
+    command = [sys.executable, "-c", _MIGRATE, str(tmp_path / "old"), str(tmp_path / "empty")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert int(done.stdout) < 8 << 10
+    with contextlib.closing(sqlite3.connect(tmp_path / "old")) as connection:
+        counted = connection.execute(
+            "SELECT count(*) FROM receipts INDEXED BY receipts_by_trace WHERE trace_id IS NOT NULL"
+        )
+        assert counted.fetchone() == (rows,)
