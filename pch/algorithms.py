@@ -1,11 +1,13 @@
-"""Signature algorithms, RFC 9421 §3.3 and PCH §3: one registry entry each.
+"""Signature algorithms, RFC 9421 §3.3, C2SP httpsig-pq and PCH §3: one registry entry each.
 
-A further algorithm joins by an entry in ALGORITHMS; nothing else dispatches on names.
+A further algorithm joins by an entry in ALGORITHMS, a further hybrid by one in HYBRIDS; nothing else dispatches on
+names.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NewType, Protocol
 
@@ -14,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from pch import edwards25519
+from pch import edwards25519, ml_dsa
 from pch.errors import BadSignature
 
 if TYPE_CHECKING:
@@ -254,7 +256,60 @@ ECDSA_P256_SHA256: Final = Algorithm(
 )
 """ECDSA over P-256 with SHA-256, RFC 9421 §3.3.4; JWK per RFC 7518 §6.2."""
 
+
+def _ml_dsa(parameters: ml_dsa.ParameterSet) -> Algorithm:
+    def load_public(members: Mapping[str, bytes]) -> PublicKey:
+        return ml_dsa.MlDsaPublicKey(algorithm, parameters.load_public(members["pub"]))
+
+    def load_private(seed: bytes, key_id: KeyId) -> Signer:
+        return ml_dsa.MlDsaSigner(algorithm, parameters.load_seed(seed), key_id)
+
+    algorithm = Algorithm(
+        name=parameters.name,
+        kty="AKP",
+        crv=None,
+        jose_algs=frozenset({parameters.jose_alg}),
+        public_members=MappingProxyType({"pub": parameters.public_bytes}),
+        private_member="priv",
+        private_bytes=ml_dsa.SEED_BYTES,
+        signature_bytes=parameters.signature_bytes,
+        post_quantum=True,
+        load_public=load_public,
+        load_private=load_private,
+        public_of=partial(ml_dsa.public_of_seed, parameters),
+        generate=ml_dsa.generate_seed,
+    )
+    return algorithm
+
+
+ML_DSA_44, ML_DSA_65, ML_DSA_87 = map(_ml_dsa, ml_dsa.PARAMETER_SETS)
+"""ML-DSA, C2SP httpsig-pq; JWK of the type AKP per RFC 9964, told apart by `alg` alone."""
+
 ALGORITHMS: Final[Mapping[str, Algorithm]] = MappingProxyType(
-    {algorithm.name: algorithm for algorithm in (ED25519, ECDSA_P256_SHA256)}
+    {algorithm.name: algorithm for algorithm in (ED25519, ECDSA_P256_SHA256, ML_DSA_44, ML_DSA_65, ML_DSA_87)}
 )
 """Every algorithm by its name in the RFC 9421 registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hybrid:
+    """Two algorithms that sign one request together, PCH §3 "Hybrids": a classical one and ML-DSA."""
+
+    classical: Algorithm
+    post_quantum: Algorithm
+
+    @property
+    def name(self) -> str:
+        """Give the name in allow-lists and challenges: both names joined with `+`, the classical one first."""
+        return hybrid_name(self.classical.name, self.post_quantum.name)
+
+
+def hybrid_name(classical: str, post_quantum: str) -> str:
+    """Join the names of two halves, whether or not they are a hybrid of PCH."""
+    return f"{classical}+{post_quantum}"
+
+
+HYBRIDS: Final[Mapping[str, Hybrid]] = MappingProxyType(
+    {hybrid.name: hybrid for hybrid in (Hybrid(ED25519, ML_DSA_65), Hybrid(ECDSA_P256_SHA256, ML_DSA_65))}
+)
+"""Every hybrid of PCH §3 by its name."""

@@ -152,7 +152,7 @@ def _load_public(algorithm: Algorithm, members: Mapping[str, bytes]) -> PublicKe
     try:
         return algorithm.load_public(members)
     except ValueError as error:
-        raise KeyFormatError("public key is not a valid point") from error
+        raise KeyFormatError("public key is not valid") from error
 
 
 def _text(jwk: Mapping[str, object], name: str) -> str:

@@ -1,15 +1,15 @@
 """JWKs and thumbprints, RFC 7517 and RFC 7638."""
 
 import base64
+import dataclasses
+import hashlib
 from types import MappingProxyType
 from typing import Any
 
 import pytest
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric import mldsa
 
 from pch import keys
-from pch.algorithms import ALGORITHMS, Algorithm, KeyId, PublicKey, Signer
+from pch.algorithms import ALGORITHMS
 from pch.errors import BadSignature
 from pch.keys import (
     KeyFormatError,
@@ -198,7 +198,7 @@ def test_private_key_is_refused_without_telling_it(jwk: dict[str, Any], change: 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
 def test_generated_keys_are_whole_and_differ(name: str) -> None:
     jwk, other = generate(name), generate(name)
-    assert jwk["d"] != other["d"]
+    assert jwk[ALGORITHMS[name].private_member] != other[ALGORITHMS[name].private_member]
     key = public_key_from_jwk(public_jwk(jwk))
     signer = private_key_from_jwk(jwk)
     assert key.algorithm.name == signer.algorithm.name == name
@@ -229,62 +229,61 @@ def test_a_signer_does_not_show_its_key(jwk: dict[str, str]) -> None:
     assert str(int.from_bytes(secret)) not in repr(signer)
 
 
-class MlDsa44Key:
-    """Both halves of ML-DSA-44, to show that an algorithm joins by its registry entry alone."""
-
-    def __init__(self, public_key: mldsa.MLDSA44PublicKey, secret: mldsa.MLDSA44PrivateKey | None = None) -> None:
-        self._public, self._secret = public_key, secret
-        self.algorithm = ML_DSA_44
-        self.key_id = KeyId("")
-
-    def verify(self, signature: bytes, data: bytes) -> None:
-        try:
-            self._public.verify(signature, data)
-        except InvalidSignature as error:
-            raise BadSignature("ml-dsa") from error
-
-    def sign(self, data: bytes) -> bytes:
-        assert self._secret is not None
-        return self._secret.sign(data)
+@pytest.mark.parametrize("name", ["ml-dsa-44", "ml-dsa-65", "ml-dsa-87"])
+def test_an_ml_dsa_key_is_an_akp_jwk_told_apart_by_alg_alone(name: str) -> None:
+    jwk = generate(name)
+    assert jwk["alg"] == name.upper()
+    assert sorted(jwk) == ["alg", "kty", "priv", "pub"]
+    assert len(base64.urlsafe_b64decode(jwk["priv"] + "=")) == 32
+    others = {"ML-DSA-44", "ML-DSA-65", "ML-DSA-87"} - {jwk["alg"]}
+    for alg in (*others, "EdDSA", "ml-dsa-65", ...):
+        changed = {key: value for key, value in (public_jwk(jwk) | {"alg": alg}).items() if value is not ...}
+        with pytest.raises(KeyFormatError):
+            public_key_from_jwk(changed)
 
 
-def _load_private(secret: bytes, _key_id: KeyId) -> Signer:
-    key = mldsa.MLDSA44PrivateKey.from_seed_bytes(secret)
-    return MlDsa44Key(key.public_key(), key)
-
-
-def _load_public(members: Any) -> PublicKey:
-    return MlDsa44Key(mldsa.MLDSA44PublicKey.from_public_bytes(members["pub"]))
-
-
-ML_DSA_44 = Algorithm(
-    name="ml-dsa-44",
-    kty="AKP",
-    crv=None,
-    jose_algs=frozenset({"ML-DSA-44"}),
-    public_members={"pub": 1312},
-    private_member="priv",
-    private_bytes=32,
-    signature_bytes=2420,
-    post_quantum=True,
-    load_public=_load_public,
-    load_private=_load_private,
-    public_of=lambda seed: {
-        "pub": mldsa.MLDSA44PrivateKey.from_seed_bytes(seed).public_key().public_bytes_raw(),
-    },
-    generate=lambda: mldsa.MLDSA44PrivateKey.generate().private_bytes_raw(),
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priv": ...},
+        {"priv": b64url(bytes(31))},
+        {"priv": b64url(bytes(33))},
+        # The expanded form of ML-DSA-44, which C2SP httpsig-pq forbids.
+        {"priv": b64url(bytes(2560))},
+        {"priv": b64url(bytes(32))},
+        {"d": b64url(bytes(32))},
+        {"pub": b64url(bytes(1312))},
+        {"pub": b64url(bytes(1311))},
+        {"kty": "OKP"},
+    ],
 )
+def test_an_ml_dsa_private_key_is_refused_without_telling_it(change: dict[str, Any]) -> None:
+    jwk = generate("ml-dsa-44")
+    private_key_from_jwk(jwk)
+    changed = {name: value for name, value in (jwk | change).items() if value is not ...}
+    with pytest.raises(KeyFormatError) as caught:
+        private_key_from_jwk(changed)
+    assert jwk["priv"] not in f"{caught.value!r} {caught.value.__cause__!r}"
+    assert jwk["priv"] not in repr(private_key_from_jwk(jwk))
+
+
+def test_an_ml_dsa_thumbprint_covers_alg_kty_and_pub() -> None:
+    jwk = generate("ml-dsa-44")
+    canonical = f'{{"alg":"ML-DSA-44","kty":"AKP","pub":"{jwk["pub"]}"}}'
+    assert thumbprint(jwk | {"kid": "other"}) == b64url(hashlib.sha256(canonical.encode()).digest())
+
+
+def test_the_same_seed_is_another_key_under_another_parameter_set() -> None:
+    seed = bytes(range(32))
+    assert len({ALGORITHMS[name].public_of(seed)["pub"][:32] for name in ("ml-dsa-44", "ml-dsa-65", "ml-dsa-87")}) == 3
 
 
 def test_a_further_algorithm_joins_by_its_registry_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keys, "ALGORITHMS", MappingProxyType({**ALGORITHMS, "ml-dsa-44": ML_DSA_44}))
-    jwk = generate("ml-dsa-44")
-    assert sorted(jwk) == ["alg", "kty", "priv", "pub"]
+    further = dataclasses.replace(ALGORITHMS["ml-dsa-44"], name="further", jose_algs=frozenset({"FURTHER"}))
+    monkeypatch.setattr(keys, "ALGORITHMS", MappingProxyType({**ALGORITHMS, "further": further}))
+    jwk = generate("further")
+    assert jwk["alg"] == "FURTHER"
     signature = private_key_from_jwk(jwk).sign(b"x")
     public_key_from_jwk(public_jwk(jwk)).verify(signature, b"x")
     with pytest.raises(KeyFormatError):
-        public_key_from_jwk(public_jwk(jwk) | {"alg": "ML-DSA-65"})
-    with pytest.raises(KeyFormatError):
-        public_key_from_jwk({name: value for name, value in public_jwk(jwk).items() if name != "alg"})
-    with pytest.raises(KeyFormatError):
-        private_key_from_jwk(public_jwk(jwk) | {"d": jwk["priv"]})
+        public_key_from_jwk(public_jwk(jwk) | {"alg": "UNKNOWN"})
