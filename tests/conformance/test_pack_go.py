@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
-
+from tests.support.go_programs import build_or_skip
 from tests.support.pack_parts import PackParts, unpack
-
-pytestmark = pytest.mark.slow
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs/guides/auditor.md"
 MODULE = Path(__file__).with_name("go_tlog")
 
 
 def test_program_of_the_guide_verifies_our_packs(tmp_path: Path) -> None:
-    go = shutil.which("go")
-    if go is None and os.environ.get("CI") != "true":
-        pytest.skip("no Go toolchain on this machine")
-    assert go is not None, "the Go toolchain is missing"
     programs = re.findall(r"```go\n(.*?)```", GUIDE.read_text(), re.DOTALL)
     assert len(programs) == 1
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "main.go").write_text(programs[0])
-    for name in ("go.mod", "go.sum"):
-        shutil.copy(MODULE / name, source / name)
-    environ = {**os.environ, "GOFLAGS": "-mod=mod", "GOWORK": "off"}
-    subprocess.run([go, "build", "-o", "check", "."], cwd=source, env=environ, check=True, timeout=300)
+    program = build_or_skip("check", MODULE, sources={"main.go": programs[0].encode()})
     parts = PackParts(tmp_path / "log")
     parts.add(300)
     members = unpack(parts.pack())
@@ -42,7 +27,7 @@ def test_program_of_the_guide_verifies_our_packs(tmp_path: Path) -> None:
     def check(index: int, receipt: bytes) -> subprocess.CompletedProcess[str]:
         (tmp_path / "proof").write_bytes(members[f"proofs/inclusion/{index}.tlog-proof"])
         (tmp_path / "receipt").write_bytes(receipt)
-        command = [str(source / "check"), key, str(tmp_path / "proof"), str(tmp_path / "receipt")]
+        command = [str(program), key, str(tmp_path / "proof"), str(tmp_path / "receipt")]
         return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     for index in (0, 1, 255, 256, 299):

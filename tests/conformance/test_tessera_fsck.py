@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,26 +9,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from receipts.log import LogSettings
+from tests.support.go_programs import build_or_skip
 from tests.support.log_parts import ORIGIN, LogParts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-pytestmark = pytest.mark.slow
-
 SOURCE = Path(__file__).with_name("tessera")
 
 
 @pytest.fixture(scope="module")
-def fsck(tmp_path_factory: pytest.TempPathFactory) -> Callable[[LogParts], str]:
-    go = shutil.which("go")
-    if go is None and os.environ.get("CI") != "true":
-        pytest.skip("no Go toolchain on this machine")
-    assert go is not None, "the Go toolchain is missing"
-    binary = tmp_path_factory.mktemp("go") / "fsck"
-    command = [go, "build", "-o", str(binary), "github.com/transparency-dev/tessera/cmd/fsck"]
-    environ = {**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off"}
-    subprocess.run(command, cwd=SOURCE, env=environ, check=True, timeout=600)
+def fsck() -> Callable[[LogParts], str]:
+    binary = build_or_skip("fsck", SOURCE, "github.com/transparency-dev/tessera/cmd/fsck")
 
     def run(parts: LogParts) -> str:
         key = parts.folder / "verifier-key"

@@ -200,10 +200,11 @@ def test_folder_too_deep_for_unix_sockets_is_refused(tmp_path: Path) -> None:
 
 def test_parts_script_says_one_line_per_part_and_takes_no_odd_names() -> None:
     script = str(REPOSITORY / "tools" / "parts.sh")
-    done = subprocess.run([script, "haproxy", "redis", "../x", "-y"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([script, "haproxy", "redis", "go", "../x", "-y"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines() == [
         "haproxy: present",
         "redis: present",
+        "go: present",
         "../x: could not (not a package name)",
         "-y: could not (not a package name)",
     ]
