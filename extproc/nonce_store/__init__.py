@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import enum
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from extproc.nonce_store.envelopes import Keep, KeepResult
 
 RETRY_WINDOW_MS: Final = 10_000
 """How long after its first spend the same nonce with the same token is a retried Check."""
@@ -51,6 +54,19 @@ class NonceStore(Protocol):
         challenge was issued. `now_ms`: wall-clock time. Raises `StoreUnavailable` when it cannot be
         told, and `StaleChallenge` when the challenge is older than the store's contents.
         """
+        ...
+
+    async def keep_envelope(self, keep: Keep) -> KeepResult:
+        """Keep an envelope for the request that will sign its challenge, PCH §6, within the bounds of `envelopes`.
+
+        One under each challenge; the same one again is kept already. What a store lost is not found, and its
+        challenge is stale. Raises `StoreUnavailable`, also when all envelopes together take too much.
+        """
+        ...
+
+    async def find_envelope(self, nonce: bytes, now_ms: int) -> bytes | None:
+        """Find the envelope under `nonce`; None when none waits. It then makes room for another one of its connection
+        and stays RETRY_WINDOW_MS, for a retried Check. Raises `StoreUnavailable`."""
         ...
 
     async def problem(self) -> str | None:

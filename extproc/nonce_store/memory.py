@@ -11,10 +11,13 @@ from extproc.nonce_store import (
     SpendResult,
     retry_or_replay,
 )
+from extproc.nonce_store.envelopes import EnvelopeShelf, Find
 from pch.errors import StaleChallenge, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from extproc.nonce_store.envelopes import Keep, KeepResult
 
 DEFAULT_MAX_ENTRIES: Final = 1_000_000
 PURGE_PER_SPEND: Final = 16
@@ -33,6 +36,7 @@ class MemoryNonceStore:
         # In the order of spending, which is that of expiry as long as the clock does not step back.
         self._spent: dict[bytes, tuple[bytes, int]] = {}
         self._problem: str | None = None
+        self._envelopes = EnvelopeShelf()
 
     def __len__(self) -> int:
         return len(self._spent)
@@ -55,6 +59,14 @@ class MemoryNonceStore:
         self._spent[nonce] = (token, now_ms)
         return SpendResult.FRESH
 
+    async def keep_envelope(self, keep: Keep) -> KeepResult:
+        """Keep an envelope; see `NonceStore`."""
+        return self._envelopes.keep(keep, spent=keep.nonce in self._spent)
+
+    async def find_envelope(self, nonce: bytes, now_ms: int) -> bytes | None:
+        """Find an envelope; see `NonceStore`."""
+        return self._envelopes.find(Find(nonce, now_ms))
+
     async def problem(self) -> str | None:
         """Say whether the store was full at the last spend, or the clock ran ahead before."""
         if self._problem is None and self._clock_ms() < self._since_ms:
@@ -64,6 +76,7 @@ class MemoryNonceStore:
     async def close(self) -> None:
         """Forget everything."""
         self._spent.clear()
+        self._envelopes.clear()
 
     def _purge(self, now_ms: int) -> None:
         horizon_ms = now_ms - self._keep_ms

@@ -32,14 +32,28 @@ from extproc.nonce_store import (
     TOKEN_BYTES,
     SpendResult,
 )
+from extproc.nonce_store.envelopes import STORE_FULL, Find
+from extproc.nonce_store.redis_envelopes import (
+    FIND_SCRIPT,
+    FULL,
+    KEEP_ANSWERS,
+    KEEP_SCRIPT,
+    Script,
+    find_arguments,
+    keep_arguments,
+)
 from extproc.nonce_store.redis_script import EVICTION_REFUSED, SPEND_SCRIPT, SPEND_SHA1
 from pch.errors import StaleChallenge, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from extproc.nonce_store.envelopes import Keep, KeepResult
+
 LOG: Final = logging.getLogger("signet.nonce_store")
 MAX_BATCH_SPENDS: Final = 128
+MAX_CALLS_PER_BATCH: Final = 16
+"""Envelopes kept or found between two batches of spends."""
 DEFAULT_MAX_PENDING: Final = 4096
 PROBE_INTERVAL_S: Final = 1.0
 """How often an idle connection is tried, so that `problem` tells the truth."""
@@ -49,6 +63,7 @@ MAX_BACKOFF_S: Final = 1.0
 SPENT_KEY: Final = b"signet:spent"
 ORDER_KEY: Final = b"signet:spent:order"
 
+_SPEND: Final = Script(SPEND_SCRIPT, SPEND_SHA1)
 _RESULTS: Final = {"F": SpendResult.FRESH, "T": SpendResult.RETRIED, "R": SpendResult.REPLAYED}
 _URL_OPTIONS: Final = frozenset({"host", "port", "path", "db", "username", "password", "connection_class"})
 
@@ -61,6 +76,16 @@ class _Pending:
     argument: bytes
     deadline_s: float
     future: asyncio.Future[SpendResult]
+
+
+@dataclass(slots=True)
+class _Call:
+    """A script that waits to be run by itself. `deadline_s`: on the event loop's clock."""
+
+    script: Script
+    arguments: Sequence[bytes | int]
+    deadline_s: float
+    future: asyncio.Future[bytes | None]
 
 
 class RedisNonceStore:
@@ -84,6 +109,7 @@ class RedisNonceStore:
         self._jitter = jitter
         self._keep_ms = max_age_s * 1000 + KEEP_BEYOND_MAX_AGE_MS
         self._pending: deque[_Pending] = deque()
+        self._calls: deque[_Call] = deque()
         self._wake = asyncio.Event()
         self._settled = asyncio.Event()
         self._owner: asyncio.Task[None] | None = None
@@ -100,16 +126,38 @@ class RedisNonceStore:
         """Spend `nonce`; see `NonceStore`."""
         if len(token) != TOKEN_BYTES:
             raise ValueError("a token is 32 bytes")
-        if self._owner is None or self._connection is None:
-            raise StoreUnavailable(self._problem or "the nonce store is not connected")
-        if len(self._pending) >= self._max_pending:
-            raise StoreUnavailable(f"the nonce store has {self._max_pending} spends waiting")
+        self._check_open()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[SpendResult] = loop.create_future()
         argument = token + b" %d %d" % (issued_ms, now_ms)
         self._pending.append(_Pending(nonce, argument, loop.time() + self._timeout_s, future))
         self._wake.set()
         return await future
+
+    async def keep_envelope(self, keep: Keep) -> KeepResult:
+        """Keep an envelope; see `NonceStore`."""
+        answer = await self._call(KEEP_SCRIPT, keep_arguments(SPENT_KEY, keep))
+        if answer == FULL:
+            raise StoreUnavailable(STORE_FULL)
+        return KEEP_ANSWERS[answer or b""]
+
+    async def find_envelope(self, nonce: bytes, now_ms: int) -> bytes | None:
+        """Find an envelope; see `NonceStore`."""
+        return await self._call(FIND_SCRIPT, find_arguments(SPENT_KEY, Find(nonce, now_ms)))
+
+    async def _call(self, script: Script, arguments: Sequence[bytes | int]) -> bytes | None:
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[bytes | None] = loop.create_future()
+        self._calls.append(_Call(script, arguments, loop.time() + self._timeout_s, future))
+        self._wake.set()
+        return await future
+
+    def _check_open(self) -> None:
+        if self._owner is None or self._connection is None:
+            raise StoreUnavailable(self._problem or "the nonce store is not connected")
+        if len(self._pending) + len(self._calls) >= self._max_pending:
+            raise StoreUnavailable(f"the nonce store has {self._max_pending} spends waiting")
 
     async def problem(self) -> str | None:
         """Say why spends would fail now, also while every challenge is older than the contents."""
@@ -158,8 +206,8 @@ class RedisNonceStore:
         LOG.info("the nonce store is connected")
 
     async def _next_batch(self) -> None:
-        """Wait for spends, or for the time of a probe, and do one round trip."""
-        if not self._pending:
+        """Wait for spends, or for the time of a probe, and do one round trip; then those of the waiting calls."""
+        if not self._pending and not self._calls:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: until Python 3.12 it can swallow a cancellation that comes with the event.
@@ -171,11 +219,30 @@ class RedisNonceStore:
             if not each.future.done():
                 batch.append(each)
         try:
-            await self._round_trip(batch)
+            if batch or not self._calls:
+                await self._round_trip(batch)
         except BaseException:
             # Unanswered: `_give_up` tells them with the others.
             self._pending.extendleft(reversed(batch))
             raise
+        for _ in range(min(len(self._calls), MAX_CALLS_PER_BATCH)):
+            await self._one_call()
+
+    async def _one_call(self) -> None:
+        """Run the script that waits longest; without an answer it stays, and `_give_up` tells it with the others."""
+        call = self._calls[0]
+        if not call.future.done():
+            try:
+                async with asyncio.timeout_at(call.deadline_s):
+                    answer = await self._evaluate(call.script, *call.arguments)
+            except ReadOnlyError:
+                raise
+            except ResponseError as error:
+                _fail(call, StoreUnavailable("nonce store: " + _explain(error)))
+            else:
+                if not call.future.done():
+                    call.future.set_result(answer)
+        self._calls.popleft()
 
     async def _round_trip(self, batch: Sequence[_Pending]) -> None:
         """Spend `batch` and tell the waiting. An answer that is an error of the script leaves the connection usable."""
@@ -186,7 +253,7 @@ class RedisNonceStore:
         arguments += (part for each in batch for part in (each.nonce, each.argument))
         try:
             async with asyncio.timeout_at(deadline_s):
-                reply = await self._evaluate(*arguments)
+                reply = await self._evaluate(_SPEND, *arguments)
         except ReadOnlyError:
             # A master that became a replica: connecting again may find the new master.
             raise
@@ -207,11 +274,11 @@ class RedisNonceStore:
             else:
                 each.future.set_result(_RESULTS[code])
 
-    async def _evaluate(self, *arguments: bytes | int) -> Any:
+    async def _evaluate(self, script: Script, *arguments: bytes | int) -> Any:
         with contextlib.suppress(NoScriptError):
-            return await self._ask("EVALSHA", SPEND_SHA1, *arguments)
+            return await self._ask("EVALSHA", script.sha1, *arguments)
         # The server forgot the script and refused before it began, so this is no retry of a spend.
-        return await self._ask("EVAL", SPEND_SCRIPT, *arguments)
+        return await self._ask("EVAL", script.text, *arguments)
 
     async def _ask(self, *command: bytes | str | int) -> Any:
         await self._connection.send_packed_command(self._connection.pack_command(*command), check_health=False)
@@ -228,9 +295,11 @@ class RedisNonceStore:
             self._connection = None
         while self._pending:
             _fail(self._pending.popleft(), StoreUnavailable(problem))
+        while self._calls:
+            _fail(self._calls.popleft(), StoreUnavailable(problem))
 
 
-def _fail(pending: _Pending, error: Exception) -> None:
+def _fail(pending: _Pending | _Call, error: Exception) -> None:
     if not pending.future.done():
         pending.future.set_exception(error)
 

@@ -26,12 +26,14 @@ from extproc.nonce_store import (
     SpendResult,
     retry_or_replay,
 )
+from extproc.nonce_store.envelopes import Find, Keep, KeepResult
+from extproc.nonce_store.sqlite_envelopes import ENVELOPE_SCHEMA, find_envelope, keep_envelope
 from pch.errors import StaleChallenge, StoreUnavailable
 from receipts.errors import StoreError
 from receipts.group_commit import GroupCommit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MAX_BATCH_SPENDS: Final = 256
 DEFAULT_MAX_PENDING: Final = 4096
@@ -60,6 +62,11 @@ class _Spend:
     now_ms: int
 
 
+_Item = _Spend | Keep | Find | None
+"""What is submitted; None only tries whether a transaction would go."""
+_Outcome = SpendResult | KeepResult | bytes | None
+
+
 def read_boot_id() -> str:
     """Tell this boot of the machine from every other; empty when the system does not say."""
     with contextlib.suppress(OSError):
@@ -84,7 +91,7 @@ class SqliteNonceStore:
         self._timeout_s = timeout_s
         self._clock_ms = clock_ms
         self._database = _Database(path, max_age_s, clock_ms, timeout_s, boot_id)
-        self._commits: GroupCommit[_Spend | None, SpendResult | None] = GroupCommit(
+        self._commits: GroupCommit[_Item, _Outcome] = GroupCommit(
             self._database.commit,
             name="nonce store",
             max_batch_items=MAX_BATCH_SPENDS,
@@ -100,13 +107,28 @@ class SqliteNonceStore:
 
     async def spend(self, nonce: bytes, token: bytes, issued_ms: int, now_ms: int) -> SpendResult:
         """Spend `nonce`; see `NonceStore`."""
-        try:
-            result = await self._commits.submit(_Spend(nonce, token, issued_ms, now_ms), self._timeout_s)
-        except StoreError as error:
-            raise StoreUnavailable(f"the nonce store did not answer: {error.code}") from error
-        if result is None:
+        result = await self._submit(_Spend(nonce, token, issued_ms, now_ms))
+        if not isinstance(result, SpendResult):
             raise StoreUnavailable("the nonce store gave no answer")
         return result
+
+    async def keep_envelope(self, keep: Keep) -> KeepResult:
+        """Keep an envelope; see `NonceStore`."""
+        result = await self._submit(keep)
+        if not isinstance(result, KeepResult):
+            raise StoreUnavailable("the nonce store gave no answer")
+        return result
+
+    async def find_envelope(self, nonce: bytes, now_ms: int) -> bytes | None:
+        """Find an envelope; see `NonceStore`."""
+        result = await self._submit(Find(nonce, now_ms))
+        return result if isinstance(result, bytes) else None
+
+    async def _submit(self, item: _Item) -> _Outcome:
+        try:
+            return await self._commits.submit(item, self._timeout_s)
+        except StoreError as error:
+            raise StoreUnavailable(f"the nonce store did not answer: {error.code}") from error
 
     async def problem(self) -> str | None:
         """Say why a spend would fail now, found out by a batch without one: a store that no one asks is told too."""
@@ -145,21 +167,21 @@ class _Database:
         self.problem: str | None = None
         self.since_ms = 0
 
-    def commit(self, batch: Sequence[_Spend | None]) -> list[SpendResult | Exception | None]:
-        """Spend a batch in one transaction; None only tries whether that would go.
+    def commit(self, batch: Sequence[_Item]) -> list[_Outcome | Exception]:
+        """Spend, keep and find a batch in one transaction.
 
         Raises `StoreUnavailable` when it may not have been written.
         """
         failed_before = self.problem is not None
-        spends = [each for each in batch if each is not None]
+        spends = [each for each in batch if isinstance(each, _Spend)]
         connection = self.open()
         try:
             connection.execute("BEGIN IMMEDIATE")
             outcomes = iter(self._spend_all(connection, spends))
-            results = [None if each is None else next(outcomes) for each in batch]
-            if len(spends) < len(batch):
+            results = [self._outcome(connection, each, outcomes) for each in batch]
+            if None in batch:
                 self.since_ms = int(connection.execute("SELECT since_ms FROM contents").fetchone()[0])
-            if failed_before and not spends:
+            if failed_before and not any(isinstance(each, _Spend | Keep) for each in batch):
                 # A lock can be had on a full disk: only a write tells that the problem is over.
                 connection.execute("UPDATE contents SET since_ms = since_ms")
             connection.execute("COMMIT")
@@ -203,6 +225,15 @@ class _Database:
             with contextlib.suppress(sqlite3.Error):
                 self._connection.close()
         self._connection = None
+
+    def _outcome(
+        self, connection: sqlite3.Connection, item: _Item, spends: Iterator[SpendResult | Exception]
+    ) -> _Outcome | Exception:
+        if isinstance(item, Keep):
+            return keep_envelope(connection, item)
+        if isinstance(item, Find):
+            return find_envelope(connection, item)
+        return None if item is None else next(spends)
 
     def _spend_all(self, connection: sqlite3.Connection, batch: Sequence[_Spend]) -> list[SpendResult | Exception]:
         since_ms = self._purge(connection, batch) if batch else 0
@@ -249,7 +280,7 @@ class _Database:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA.split(";"):
+        for statement in (_SCHEMA + ENVELOPE_SCHEMA).split(";"):
             connection.execute(statement)
         row = connection.execute("SELECT version, belongs_to FROM contents").fetchone()
         if row is not None and row[0] != SCHEMA_VERSION:
