@@ -15,6 +15,7 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from extproc.body_order import MAX_WHOLE_BODY_BYTES
 from extproc.config_fields import (
     ConfigError,
     digestible,
@@ -47,7 +48,7 @@ MAX_CONFIG_BYTES: Final = 1_048_576
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What a UNIX socket address holds on Linux, without the closing NUL."""
 
-_MEANINGLESS_WHEN_OPEN: Final = frozenset({"binding", "algorithms", "mode", "evidence", "subjects"})
+_MEANINGLESS_WHEN_OPEN: Final = frozenset({"binding", "body", "algorithms", "mode", "evidence", "subjects"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,8 @@ def _read_routes(path: Path, tables: object) -> list[dict[str, Any]]:
         if route["guard"] == "open" and (idle := sorted(_MEANINGLESS_WHEN_OPEN & table.keys())):
             # Who writes these believes that they protect something.
             raise ConfigError(f'{where}.{idle[0]}: has no effect with guard = "open"')
+        if route["body"] == "whole" and route["max_body_bytes"] > MAX_WHOLE_BODY_BYTES:
+            raise ConfigError(f'{where}.max_body_bytes: is over {MAX_WHOLE_BODY_BYTES}, which needs body = "streamed"')
         routes.append(route)
     return routes
 
@@ -179,6 +182,9 @@ def _check_together(config: FilterConfig) -> None:
     longest = os.fsencode(config.filter.socket_dir / f"signet-{config.filter.workers - 1}.sock")
     if len(longest) > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(f"{path}: filter.socket_dir: makes a socket path over {MAX_SOCKET_PATH_BYTES} bytes")
+    for number, route in enumerate(config.routes, 1):
+        if (contradiction := route.contradiction()) is not None:
+            raise ConfigError(f"{path}: route[{number}].{contradiction}")
     _check_admin(path, config.admin)
 
 

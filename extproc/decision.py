@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, cast
 
 import msgspec
 
-from pch.proof import TAG
+from pch.errors import BadContentDigest
+from pch.httpsig.content_digest import REQUIRED_ALGORITHM, expected_digests
+from pch.proof import TAG, TAG_SECOND_HALF
 from pch.reasons import ANSWERS, Reason
 from policy.evaluator import PolicyInput
 from receipts.facts import (
@@ -26,12 +28,13 @@ from receipts.receipt_id import ID_RANDOM_BYTES, ReceiptId, new_receipt_id
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from extproc.body_order import BodyOrder
     from extproc.request import EdgeRequest
     from extproc.rules import Rules
     from extproc.verifier import AdmittedRequest, VerifiedRequest
 
-ALLOWING = frozenset({Reason.ALLOWED, Reason.UNGUARDED})
-"""The only reasons that let a request through."""
+ALLOWING = frozenset({Reason.ALLOWED, Reason.BODY_PENDING, Reason.UNGUARDED})
+"""The only reasons that let a request through; one whose body is pending only as far as ext_proc."""
 
 
 @dataclass(slots=True)
@@ -54,7 +57,10 @@ class Passage:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The end of a passage: what Envoy is to be told. `challenges`: fresh ones for the connection."""
+    """The end of a passage: what Envoy is to be told.
+
+    `challenges`: fresh ones for the connection. `order`: what ext_proc is to do with the body, None for nothing.
+    """
 
     reason: Reason
     receipt_id: ReceiptId | None
@@ -63,6 +69,7 @@ class Answer:
     challenges: tuple[str, ...]
     request: EdgeRequest
     rules: Rules
+    order: BodyOrder | None = None
 
 
 def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
@@ -76,8 +83,8 @@ def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
         authority=admitted.authority,
         path=admitted.path,
         subject=verified.key.subject,
-        key_ids=(verified.key.key_id,),
-        algorithms=(verified.proof.algorithm,),
+        key_ids=tuple([each.key.key_id for each in verified.signatures]),
+        algorithms=tuple([each.proof.algorithm for each in verified.signatures]),
         binding=route.binding,
         mode=route.mode,
         evidence=bool(message.lines("pch-evidence")),
@@ -113,6 +120,8 @@ def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
         content = "unbound"
     elif request.has_content and reason is Reason.ALLOWED:
         content, digest = "verified", hashlib.sha256(request.body).hexdigest()
+    elif reason is Reason.BODY_PENDING:
+        content = "pending"
     return request_facts(
         method=request.message.method,
         authority=request.message.authority if passage.admitted is None else passage.admitted.authority,
@@ -130,15 +139,7 @@ def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
     evidence = message.lines("pch-evidence")
     return ProofFacts(
         subject=verified.key.subject,
-        signatures=(
-            SignatureFacts(
-                tag=TAG,
-                key_id=verified.key.key_id,
-                alg=proof.algorithm,
-                base_sha256=hashlib.sha256(verified.signature_base).hexdigest(),
-                signature_sha256=hashlib.sha256(proof.signature).hexdigest(),
-            ),
-        ),
+        signatures=_signature_facts(verified),
         binding=cast("BindingKind", admitted.route.binding),
         binding_sha256=hashlib.sha256(admitted.request.binding).hexdigest()
         if admitted.route.bound and admitted.request.binding is not None
@@ -147,9 +148,34 @@ def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
         created_s=proof.created_s,
         expires_s=proof.expires_s,
         covered=tuple(component.serialised for component in proof.params.components),
-        content_sha256=None,
+        content_sha256=_signed_sha256(admitted.request),
         evidence_sha256=hashlib.sha256(b", ".join(evidence)).hexdigest() if evidence else None,
         spend_key=_spend_key(verified).hex() if spent else None,
+    )
+
+
+def _signed_sha256(request: EdgeRequest) -> str | None:
+    """Give the SHA-256 that is signed for a body still to come: ext_proc compares its order with it."""
+    if not request.body_cut:
+        return None
+    try:
+        return expected_digests(request.message.lines("content-digest"))[REQUIRED_ALGORITHM].hex()
+    except BadContentDigest:
+        return None
+
+
+def _signature_facts(verified: VerifiedRequest) -> tuple[SignatureFacts, ...]:
+    return tuple(
+        [
+            SignatureFacts(
+                tag=tag,
+                key_id=signature.key.key_id,
+                alg=signature.proof.algorithm,
+                base_sha256=hashlib.sha256(signature.signature_base).hexdigest(),
+                signature_sha256=hashlib.sha256(signature.proof.signature).hexdigest(),
+            )
+            for tag, signature in zip((TAG, TAG_SECOND_HALF), verified.signatures, strict=False)
+        ]
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -22,9 +23,13 @@ LOG: Final = logging.getLogger("signet.ext_authz")
 SERVICE: Final = "envoy.service.auth.v3.Authorization"
 EDGE_METADATA_KEY: Final = "x-signet-edge-instance"
 """gRPC metadata that names the edge instance; Envoy's configuration sets it, no client can."""
+EDGE_BODY_BYTES_KEY: Final = "x-signet-edge-body-bytes"
+"""gRPC metadata that says how much of a body the edge hands over, and that ext_proc sees the rest when asked to: the
+value of `max_request_bytes`. Without it a body of unknown length is never taken for whole."""
 MAX_EDGE_NAME_CHARS: Final = 128
 UNSET: Final = "-"
 """What Envoy writes for an environment variable that is not set."""
+_BODY_LIMIT: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 class ExtAuthz:
@@ -39,10 +44,10 @@ class ExtAuthz:
         """Answer one Check (docs/reference/pch.md §4)."""
         started_s = time.perf_counter()
         try:
-            edge_instance = _edge_instance(context)
+            edge_instance, edge_body_bytes = _edge(context)
             if not edge_instance:
                 self._warn_of_nameless_edge()
-            request = decode_check(check, edge_instance)
+            request = decode_check(check, edge_instance, edge_body_bytes)
         except UndecodableRequest as error:
             self._telemetry.undecodable.inc()
             LOG.error("refused a Check that cannot be decoded: %s", error)
@@ -65,11 +70,11 @@ class ExtAuthz:
             LOG.warning("the edge names no instance: SIGNET_EDGE_INSTANCE is unset in Envoy's environment")
 
 
-def _edge_instance(context: grpc.aio.ServicerContext) -> str:
-    for key, value in context.invocation_metadata() or ():
-        if key == EDGE_METADATA_KEY:
-            return "" if value == UNSET else str(value)[:MAX_EDGE_NAME_CHARS]
-    return ""
+def _edge(context: grpc.aio.ServicerContext) -> tuple[str, int | None]:
+    """Read what the edge says of itself: its name, empty if it has none, and its body limit in bytes."""
+    said = {key: str(value) for key, value in reversed(context.invocation_metadata() or ())}
+    name, limit = said.get(EDGE_METADATA_KEY, UNSET), said.get(EDGE_BODY_BYTES_KEY, "")
+    return "" if name == UNSET else name[:MAX_EDGE_NAME_CHARS], int(limit) if _BODY_LIMIT.fullmatch(limit) else None
 
 
 def handler(service: ExtAuthz) -> grpc.GenericRpcHandler:

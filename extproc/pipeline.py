@@ -4,7 +4,7 @@
    2-8  the proof                               verifier.verify
      9  nonce spent                             nonce store
     10  policy                                  policy evaluator
-    11  content digest                          pch.httpsig.content_digest
+    11  content digest                          body_step; bodies that go on: ext_proc
     12  receipt durable                         receipt writer
     13  the answer                              response (built by the caller)
 
@@ -17,13 +17,13 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from extproc.body_step import check_body, order_body
 from extproc.challenge import RANDOM_BYTES, issue_several
 from extproc.decision import Answer, Passage, decision_draft, policy_input
 from extproc.errors import Overloaded
 from extproc.nonce_store import SpendResult
 from extproc.verifier import VerifiedRequest, admit, verify
 from pch import errors
-from pch.httpsig.content_digest import verify_content_digest
 from pch.reasons import Reason
 from policy.evaluator import PolicyError
 from receipts.errors import StoreError
@@ -110,11 +110,8 @@ class Pipeline:
         passage.spent = True
         # 10
         await self._ask_policy(verified, passage)
-        # 11. Also when nothing arrived: content taken away must not pass for a request that never had any.
-        digest_lines = request.message.lines("content-digest")
-        if request.has_content or digest_lines:
-            verify_content_digest(digest_lines, request.body)
-        return Reason.ALLOWED
+        # 11
+        return check_body(admitted)
 
     async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:
         """Spend the challenge, once across all workers. A retried Check passes: it gets the stored receipt at 12."""
@@ -144,7 +141,7 @@ class Pipeline:
             return self._answer(passage, Reason.INTERNAL, None)
         if stored is not None and stored.duplicate and stored.reason is not None:
             # A retried Check: the first one's decision stands, whatever was decided just now.
-            reason = Reason(stored.reason)
+            reason = _standing(Reason(stored.reason), reason)
         return self._answer(passage, reason, stored)
 
     async def _write(self, passage: Passage, reason: Reason) -> StoredReceipt | None:
@@ -156,6 +153,9 @@ class Pipeline:
 
     def _answer(self, passage: Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
         """Put the answer together (step 13), with fresh challenges for the connection."""
+        order = None
+        if reason is Reason.BODY_PENDING and passage.verified is not None and stored is not None:
+            order = order_body(passage.verified, stored.id)
         self._parts.telemetry.decided(passage.route_name, reason)
         return Answer(
             reason=reason,
@@ -165,6 +165,7 @@ class Pipeline:
             challenges=self._fresh_challenges(passage),
             request=passage.request,
             rules=passage.rules,
+            order=order,
         )
 
     def _fresh_challenges(self, passage: Passage) -> tuple[str, ...]:
@@ -183,3 +184,8 @@ class Pipeline:
         except Exception:
             LOG.exception("no challenge could be issued")
             return ()
+
+
+def _standing(first: Reason, now: Reason) -> Reason:
+    """Give the first decision on a retried Check. One that saw the whole body is none about a body still to come."""
+    return Reason.INTERNAL if first is Reason.ALLOWED and now is Reason.BODY_PENDING else first

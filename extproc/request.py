@@ -31,8 +31,9 @@ class EdgeRequest:
 
     `stream_id`: Envoy's own id of the stream, which no client can choose; a retried Check carries the same one.
     `binding`: the 32 exporter bytes of the downstream connection, or None. `content_length`: as declared, or None.
-    `header_bytes`: PCH §6 sum over all fields. `body`: what arrived of the content; `body_cut` if not all of it.
-    `trace_id`: from the client's traceparent, 32 hex digits, or None. `streamed`: more content may follow.
+    `header_bytes`: PCH §6 sum over all fields. `body`: what arrived of the content; `body_cut` unless that is provably
+    all of it. `trace_id`: from the client's traceparent, 32 hex digits, or None. `streamed`: the edge lets more content
+    follow unseen. `deferrable`: the edge has ext_proc see the rest of a cut body, when it is told to.
     """
 
     message: RequestMessage
@@ -46,6 +47,7 @@ class EdgeRequest:
     trace_id: str | None
     is_grpc: bool
     streamed: bool = False
+    deferrable: bool = False
 
     @property
     def has_content(self) -> bool:
@@ -57,10 +59,11 @@ class UndecodableRequest(ValueError):
     """Envoy's message lacks what every request has, or a field is not what HTTP allows."""
 
 
-def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
+def decode_check(check: CheckRequest, edge_instance: str, edge_body_bytes: int | None = None) -> EdgeRequest:
     """Decode one ext_authz CheckRequest.
 
-    `edge_instance`: the edge's own name, from the call's metadata. Raises `UndecodableRequest`.
+    `edge_instance`, `edge_body_bytes`: from the call's metadata, the edge's own name, and how much of a body it hands
+    over before it asks; None from an edge that does not tell. Raises `UndecodableRequest`.
     """
     http = check.attributes.request.http
     # Only the raw lines are what goes upstream: in the Check's own strings (path, host, method) Envoy writes "!" for
@@ -78,19 +81,32 @@ def decode_check(check: CheckRequest, edge_instance: str) -> EdgeRequest:
     )
     body = http.raw_body or http.body.encode()
     content_type = _single(message, "content-type") or b""
+    content_length = _content_length(message)
     return EdgeRequest(
         message=message,
         stream_id=http.id,
         edge_instance=edge_instance,
         binding=binding_of(check.attributes.metadata_context),
         body=body,
-        body_cut=partial,
-        content_length=_content_length(message),
+        body_cut=partial or not _is_whole(len(body), content_length, edge_body_bytes),
+        content_length=content_length,
         header_bytes=header_bytes,
         trace_id=_trace_id(message),
         is_grpc=content_type.startswith(b"application/grpc"),
         streamed=check.attributes.context_extensions.get(STREAMED_EXTENSION) == STREAMED,
+        deferrable=edge_body_bytes is not None,
     )
+
+
+def _is_whole(body_bytes: int, content_length: int | None, edge_body_bytes: int | None) -> bool:
+    """Tell whether the body is provably all of it.
+
+    The codec holds a client to its Content-Length. Without one, only a body below the edge's limit has ended: of one
+    that fills it exactly Envoy says that it is whole (no partial-body mark), also when more is on its way.
+    """
+    if content_length is not None:
+        return body_bytes == content_length
+    return body_bytes == 0 or (edge_body_bytes is not None and body_bytes < edge_body_bytes)
 
 
 def _field_lines(headers: object) -> tuple[HeaderLines, dict[str, str], int, bool]:

@@ -17,9 +17,10 @@ from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
+from extproc.body_order import ORDER_HEADER, ORDERED
 from pch.httpsig.signature_field import serialise_signature
 from pch.httpsig.signature_input import serialise_signature_input
-from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS
+from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS, TAG, TAG_SECOND_HALF
 from pch.reasons import ANSWERS, Reason
 
 if TYPE_CHECKING:
@@ -54,13 +55,18 @@ _TITLES: Final = {
 
 def check_response(answer: Answer) -> CheckResponse:
     """Build what Envoy is told, PCH §5 (step 13)."""
-    if answer.reason is Reason.ALLOWED and answer.verified is not None:
+    if answer.verified is not None and _may_pass(answer):
         return _allowed(answer, answer.verified)
     if answer.reason is Reason.UNGUARDED and answer.admitted is not None and not answer.admitted.route.guarded:
         metadata = _pass_metadata(answer, route=answer.admitted.route.name)
         passed = OkHttpResponse(headers_to_remove=_claimed_identity(answer, ()))
         return CheckResponse(status=Status(code=_GRPC_OK), ok_response=passed, dynamic_metadata=metadata)
     return _denied(answer)
+
+
+def _may_pass(answer: Answer) -> bool:
+    """Tell whether the request goes on: with its body checked, or to ext_proc and no further."""
+    return answer.reason is Reason.ALLOWED or (answer.reason is Reason.BODY_PENDING and answer.order is not None)
 
 
 def serialise(response: CheckResponse) -> bytes:
@@ -89,11 +95,13 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
     route = verified.admitted.route
     headers = [
         _option("x-signet-subject", verified.key.subject),
-        _option("x-signet-key-id", verified.key.key_id),
-        _option("x-signet-alg", verified.proof.algorithm),
+        _option("x-signet-key-id", verified.key_ids),
+        _option("x-signet-alg", verified.algorithm),
         _option("x-signet-binding", route.binding),
         _option("x-signet-receipt", answer.receipt_id or ""),
     ]
+    if answer.order is not None:
+        headers.append(_option(ORDER_HEADER, ORDERED))
     fields = {name for name, _ in answer.request.message.headers}
     removed = [name for name in fields if name.startswith(FIELD_PREFIX)]
     removed += _claimed_identity(answer, [option.header.key for option in headers])
@@ -111,7 +119,12 @@ def _allowed(answer: Answer, verified: VerifiedRequest) -> CheckResponse:
             headers_to_remove=removed,
             response_headers_to_add=_response_headers(answer, "private"),
         ),
-        dynamic_metadata=_pass_metadata(answer, route=route.name, subject=verified.key.subject),
+        dynamic_metadata=_pass_metadata(
+            answer,
+            route=route.name,
+            subject=verified.key.subject,
+            **({} if answer.order is None else answer.order.facts()),
+        ),
     )
 
 
@@ -208,11 +221,15 @@ def www_authenticate(route: Route, realm: str, challenge: str, max_age_s: int) -
 
 
 def accept_signature(route: Route, challenge: str, has_content: bool) -> str:  # noqa: FBT001
-    """Write the Accept-Signature member for generic signers, RFC 9421 §5 and PCH §2."""
+    """Write Accept-Signature for generic signers, RFC 9421 §5 and PCH §2.
+
+    Every member has to be fulfilled, so the other half of a hybrid is asked for only where no one gets by without it.
+    """
     names = [*REQUEST_LINE_COMPONENTS]
     if has_content:
         names.append("content-digest")
     if route.bound:
         names.append("pch-channel-binding")
     components = " ".join(f'"{name}"' for name in names)
-    return f'pch=({components});created;expires;nonce="{challenge}";tag="pch"'
+    tags = (TAG, TAG_SECOND_HALF) if route.hybrids_alone else (TAG,)
+    return ", ".join([f'{tag}=({components});created;expires;nonce="{challenge}";tag="{tag}"' for tag in tags])

@@ -10,18 +10,18 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from extproc.body_order import MAX_STREAMED_BODY_BYTES
 from extproc.config_fields import rule
 from extproc.config_kinds import Choice, Flag, Items, Number, Parsed, Text
 from extproc.route_pattern import HostPattern, compile_path, parse_authority, parse_host
 from extproc.subject import check_subject
-from pch.algorithms import ALGORITHMS
+from pch.algorithms import ALGORITHMS, HYBRIDS
 from pch.errors import NoRoute
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MAX_ROUTES: Final = 256
-MAX_BODY_BYTES: Final = 16_777_216
 
 _METHOD: Final = re.compile(r"\*|[A-Z][A-Z0-9!#$%&'+.^_`|~-]{0,31}")
 
@@ -32,8 +32,8 @@ def _check_method(method: str) -> None:
 
 
 def _check_algorithm(algorithm: str) -> None:
-    if algorithm not in ALGORITHMS:
-        raise ValueError("is not one of " + ", ".join(sorted(ALGORITHMS)))
+    if algorithm not in ALGORITHMS and algorithm not in HYBRIDS:
+        raise ValueError("is not one of " + ", ".join(sorted([*ALGORITHMS, *HYBRIDS])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +55,10 @@ class Route:
     algorithms: tuple[str, ...] = field(
         default=("ed25519", "ecdsa-p256-sha256"), metadata=rule(Items(_check_algorithm, 1, 16))
     )
-    mode: str = field(default="and", metadata=rule(Choice(("and",), later=("or", "pq_only"))))
+    mode: str = field(default="and", metadata=rule(Choice(("and", "or", "pq_only"))))
     evidence: str = field(default="none", metadata=rule(Choice(("none",), later=("optional", "required"))))
-    max_body_bytes: int = field(default=65_536, metadata=rule(Number(0, MAX_BODY_BYTES, "bytes")))
+    body: str = field(default="whole", metadata=rule(Choice(("whole", "streamed"))))
+    max_body_bytes: int = field(default=65_536, metadata=rule(Number(0, MAX_STREAMED_BODY_BYTES, "bytes")))
     subjects: tuple[str, ...] = field(default=(), metadata=rule(Items(check_subject, 0, 10_000)))
     permit_upgrade: bool = field(default=False, metadata=rule(Flag()))
 
@@ -65,6 +66,23 @@ class Route:
     def guarded(self) -> bool:
         """Tell whether requests here need a proof."""
         return self.guard == "pch"
+
+    @property
+    def streams(self) -> bool:
+        """Tell whether upstream may see a body's beginning before its end was checked."""
+        return self.body == "streamed"
+
+    @property
+    def hybrids_alone(self) -> bool:
+        """Tell whether every request needs both signatures of a hybrid."""
+        return all(name in HYBRIDS for name in self.algorithms)
+
+    def contradiction(self) -> str | None:
+        """Say what in this route contradicts itself, or None."""
+        classical = [name for name in self.algorithms if name in ALGORITHMS and not ALGORITHMS[name].post_quantum]
+        if self.guarded and self.mode == "pq_only" and classical:
+            return f'algorithms: mode "pq_only" accepts no {classical[0]} alone'
+        return None
 
     @property
     def bound(self) -> bool:

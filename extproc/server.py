@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_CONCURRENT_CALLS: Final = 4096
 """Calls that one Envoy connection may have open at once."""
+MAX_EDGE_BODY_BYTES: Final = 16_777_216
+"""The most of a body that any edge hands over in one message, whatever its `max_request_bytes` is."""
 MESSAGE_OVERHEAD_BYTES: Final = 1 << 20
 """What a Check may hold beside the content: header fields, metadata, framing."""
 MAX_UNIX_PATH_BYTES: Final = 107

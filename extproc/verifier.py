@@ -7,7 +7,7 @@
     5  challenge: syntax, seal, age, connection
     6  created, expires
     7  required components
-    8  signature; then revocation
+    8  signature, of a hybrid both; then revocation
 
 Each step raises the error whose reason the client is told; the first failure decides. Nothing here waits, stores or
 spends: `verify` returns a `VerifiedRequest`, which only this module can build, and the pipeline takes it from there.
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Final
 
 from extproc.challenge import OpenChallenge, open_challenge
 from extproc.channel_binding import UNBOUND
+from extproc.signing_keys import check_allowed, find_keys
 from pch import errors
-from pch.algorithms import ALGORITHMS
 from pch.httpsig.derived import normalised_authority
 from pch.httpsig.errors import HttpSigError
 from pch.httpsig.verify import verify as verify_signature
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from extproc.route import Route
     from extproc.rules import Rules
     from extproc.sealing_keys import SealingKeys
+    from pch.httpsig.message import RequestMessage
     from pch.httpsig.signature_input import SignatureParams
 
 _BUILT_HERE: Final = object()
@@ -66,21 +67,53 @@ class AdmittedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class VerifiedRequest:
-    """A request whose signature, binding and challenge held; built by `verify` alone.
+class VerifiedSignature:
+    """One signature that held: what it said, the key it is by, and the bytes it is over."""
 
-    `foreign`: signatures that are not PCH's, by label. `spend_token`: 32 bytes that tell a retried Check from a
-    replay (PCH §4 step 9).
+    proof: Proof
+    key: KeyEntry
+    signature_base: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedRequest:
+    """A request whose signatures, binding and challenge held; built by `verify` alone.
+
+    `signatures`: one, or the two of a hybrid, the classical one first. `foreign`: signatures that are not PCH's, by
+    label. `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
     """
 
     admitted: AdmittedRequest
-    proof: Proof
+    signatures: tuple[VerifiedSignature, ...]
     foreign: Mapping[str, tuple[SignatureParams, bytes]]
-    key: KeyEntry
     challenge: OpenChallenge
-    signature_base: bytes
     spend_token: bytes
     built_by: object
+
+    @property
+    def proof(self) -> Proof:
+        """Give what the signature under `pch` says; a hybrid's other half says the same but for key and algorithm."""
+        return self.signatures[0].proof
+
+    @property
+    def key(self) -> KeyEntry:
+        """Give the key under `pch`; a hybrid's other key is of the same subject."""
+        return self.signatures[0].key
+
+    @property
+    def signature_base(self) -> bytes:
+        """Give the bytes that the signature under `pch` is over."""
+        return self.signatures[0].signature_base
+
+    @property
+    def algorithm(self) -> str:
+        """Give the algorithm as allow-lists name it; the halves of a hybrid are joined with `+`."""
+        return "+".join([signature.proof.algorithm for signature in self.signatures])
+
+    @property
+    def key_ids(self) -> str:
+        """Give the key id; those of a hybrid are joined with `+`, in the order of `algorithm`."""
+        return "+".join([signature.key.key_id for signature in self.signatures])
 
     def __post_init__(self) -> None:
         if self.built_by is not _BUILT_HERE:
@@ -107,7 +140,7 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     if route.guarded and request.streamed:
         raise errors.OurFault("the edge streams the content of a guarded route")
     body_bytes = max(len(request.body), request.content_length or 0)
-    if route.guarded and (request.body_cut or body_bytes > route.max_body_bytes):
+    if route.guarded and (body_bytes > route.max_body_bytes or (request.body_cut and not request.deferrable)):
         raise errors.BodyTooLarge("the content is over the route's limit")
     return AdmittedRequest(request, route, authority, path)
 
@@ -146,13 +179,10 @@ def verify(
     # 3
     _check_connection(route, sent_binding, binding)
     # 4
+    check_allowed(proofs, route)
+    keys = find_keys(proofs, route, keyring, now_ms)
+    # What follows looks at one half of a hybrid: step 2 saw that the other says the same.
     proof = proofs.first
-    for each in (proof, proofs.second_half):
-        if each is not None and (each.algorithm not in route.algorithms or each.algorithm not in ALGORITHMS):
-            raise errors.AlgNotAllowed("the route does not accept this algorithm")
-    if proofs.second_half is not None:
-        raise errors.AlgNotAllowed("the route does not accept a second half")
-    key = _key(keyring, proof, now_ms)
     # 5
     challenge = open_challenge(
         proof.nonce,
@@ -169,14 +199,11 @@ def verify(
     # 7
     _check_coverage(admitted, proof)
     # 8
-    try:
-        base = verify_signature(message, proof.params, proof.signature, key.public_key)
-    except HttpSigError as error:
-        raise errors.MissingComponent("a covered component is absent or cannot be read") from error
-    if key.revoked:
+    signatures = tuple([_verified(message, each, key) for each, key in zip(proofs.both, keys, strict=True)])
+    if any(key.revoked for key in keys):
         raise errors.KeyRevoked("the key was revoked")
-    token = spend_token(request.edge_instance, request.stream_id, base)
-    return VerifiedRequest(admitted, proof, proofs.foreign, key, challenge, base, token, _BUILT_HERE)
+    token = spend_token(request.edge_instance, request.stream_id, signatures[0].signature_base)
+    return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, token, _BUILT_HERE)
 
 
 def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:
@@ -186,12 +213,12 @@ def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:
         raise errors.MalformedSignature("the route has no channel binding, so its field is to be omitted")
 
 
-def _key(keyring: Keyring, proof: Proof, now_ms: int) -> KeyEntry:
-    key = keyring.lookup(proof.key_id)
-    key.check_dates(now_ms)
-    if key.public_key.algorithm.name != proof.algorithm:
-        raise errors.AlgNotAllowed("the algorithm contradicts the registered key")
-    return key
+def _verified(message: RequestMessage, proof: Proof, key: KeyEntry) -> VerifiedSignature:
+    try:
+        base = verify_signature(message, proof.params, proof.signature, key.public_key)
+    except HttpSigError as error:
+        raise errors.MissingComponent("a covered component is absent or cannot be read") from error
+    return VerifiedSignature(proof, key, base)
 
 
 def _check_coverage(admitted: AdmittedRequest, proof: Proof) -> None:

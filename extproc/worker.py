@@ -33,10 +33,9 @@ from extproc.pipeline import Parts, Pipeline
 from extproc.plan import PLAN
 from extproc.readiness import store_problem
 from extproc.reload import needs_restart
-from extproc.route import MAX_BODY_BYTES
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
-from extproc.server import FilterServer
+from extproc.server import MAX_EDGE_BODY_BYTES, FilterServer
 from extproc.telemetry import Telemetry, keep_values_as
 from receipts.errors import StoreError
 from receipts.open_store import open_store
@@ -113,8 +112,7 @@ class Worker:
         self._server = FilterServer(
             ExtAuthz(Pipeline(parts), self._telemetry),
             self._socket_path,
-            # Not that of today's routes: a reload may raise it.
-            max_body_bytes=MAX_BODY_BYTES,
+            max_body_bytes=MAX_EDGE_BODY_BYTES,
             socket_mode=config.filter.socket_mode,
             outcomes=AccessLog(self._outcomes, outcome_telemetry),
         )

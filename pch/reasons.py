@@ -15,6 +15,7 @@ class Reason(enum.StrEnum):
     """A stable reason code, an RFC 9651 token."""
 
     ALLOWED = "allowed"
+    BODY_PENDING = "body_pending"
     UNGUARDED = "unguarded"
     MISSING_SIGNATURE = "missing_signature"
     MALFORMED_SIGNATURE = "malformed_signature"
