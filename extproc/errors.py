@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from pch.errors import OurFault
+from pch.errors import DependencyFault, OurFault, Quota
+from pch.reasons import Reason
 
 
 class Overloaded(OurFault):
     """More requests are in flight than the worker admits."""
+
+
+class QuotaExceeded(Quota):
+    """One subject asked for more than its quota. `retry_after_ms`: when its next request fits."""
+
+    def __init__(self, message: str, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class BreakerOpen(DependencyFault):
+    """The app behind the route is not well; this request was not chosen to try it."""
+
+    reason = Reason.BREAKER_OPEN
 
 
 class ServerFault(Exception):
