@@ -25,6 +25,7 @@ class InMemoryProvider:
     attestation_class: str | None = None
     primitives: frozenset[Primitive] = SOFTWARE_PRIMITIVES
     wraps_itself = False
+    in_process = True
 
     def __init__(self, random_fill: RandomFill = os_random) -> None:
         self._random_fill = random_fill

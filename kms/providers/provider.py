@@ -45,6 +45,9 @@ class Provider(Protocol):
     primitives: frozenset[Primitive]
     # True when it wraps and unwraps by itself under a key of its own (a cloud's key service), without KEM parts.
     wraps_itself: bool
+    # True when a key is used in this process's memory, without a lock held long, a file, a token or a socket: cheap
+    # primitives then run on the event loop, where a thread hop would cost more than the work.
+    in_process: bool
 
     def generate(self, primitive: Primitive, kid: Kid) -> ProviderKey:
         """Make a key, durable when this returns. `kid` is its label and is bound to the sealed bytes."""
