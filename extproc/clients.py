@@ -41,6 +41,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = _verb(verbs, "add", "register a public key", _add)
     add.add_argument("--subject", required=True, help="who the key belongs to")
     add.add_argument("--jwk", type=Path, required=True, help="file with the public JWK; - reads standard input")
+    add.add_argument(
+        "--partner", metavar="KEY_ID", help="registered key of the subject that this one is half of a hybrid with"
+    )
     add.add_argument("--not-before", help="first moment it is valid, RFC 3339 in UTC")
     add.add_argument("--not-after", help="first moment it is not valid any more, RFC 3339 in UTC")
 
@@ -98,8 +101,25 @@ def _add(args: argparse.Namespace, path: Path) -> str:
         if registered is not None:
             state = "revoked" if registered.revoked else "registered"
             raise ClientsError(f"the key {key_id} is already {state}, for {registered.subject}")
+        if args.partner is not None:
+            _pair(items, entries, args.partner, entry, key_id)
         _store(path, [*items, entry])
     return f"added {key_id} for {args.subject}\n"
+
+
+def _pair(
+    items: list[dict[str, Any]], entries: dict[str, KeyEntry], partner: str, entry: dict[str, Any], key_id: str
+) -> None:
+    """Make a registered key and a new entry the halves of one hybrid; whether they can be is checked with the file."""
+    registered = entries.get(partner)
+    if registered is None:
+        raise ClientsError(f"--partner: no key {partner} is registered")
+    if registered.partner is not None:
+        raise ClientsError(f"--partner: {partner} is half of a hybrid already, with {registered.partner}")
+    if registered.subject != entry["subject"]:
+        raise ClientsError(f"--partner: {partner} is of another subject")
+    items[list(entries).index(partner)]["partner"] = key_id
+    entry["partner"] = partner
 
 
 def _list(args: argparse.Namespace, path: Path) -> str:
@@ -112,6 +132,7 @@ def _list(args: argparse.Namespace, path: Path) -> str:
             "not_before": item.get("not_before"),
             "not_after": item.get("not_after"),
             "status": item["status"],
+            "partner": entry.partner,
         }
         for item, entry in zip(items, entries.values(), strict=True)
     ]
@@ -119,7 +140,8 @@ def _list(args: argparse.Namespace, path: Path) -> str:
         return json.dumps(rows, indent=1) + "\n"
     return "".join(
         f"{row['key_id']}  {row['status']:7}  {row['alg']:17}  {row['subject']}"
-        f"  {row['not_before'] or '-'} .. {row['not_after'] or '-'}\n"
+        f"  {row['not_before'] or '-'} .. {row['not_after'] or '-'}"
+        f"{'  with ' + row['partner'] if row['partner'] else ''}\n"
         for row in rows
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Final, Literal, cast
 
 import msgspec
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from extproc.request import EdgeRequest
     from extproc.rules import Rules
     from extproc.verifier import AdmittedRequest, VerifiedRequest
+
+_TAGS: Final[tuple[Literal["pch", "pch-pq"], ...]] = (TAG, TAG_SECOND_HALF)
 
 ALLOWING = frozenset({Reason.ALLOWED, Reason.BODY_PENDING, Reason.UNGUARDED})
 """The only reasons that let a request through; one whose body is pending only as far as ext_proc."""
@@ -88,7 +90,7 @@ def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
         binding=route.binding,
         mode=route.mode,
         evidence=bool(message.lines("pch-evidence")),
-        body_bytes=len(admitted.request.body),
+        body_bytes=max(len(admitted.request.body), admitted.request.content_length or 0),
     )
 
 
@@ -174,7 +176,7 @@ def _signature_facts(verified: VerifiedRequest) -> tuple[SignatureFacts, ...]:
                 base_sha256=hashlib.sha256(signature.signature_base).hexdigest(),
                 signature_sha256=hashlib.sha256(signature.proof.signature).hexdigest(),
             )
-            for tag, signature in zip((TAG, TAG_SECOND_HALF), verified.signatures, strict=False)
+            for tag, signature in zip(_TAGS, verified.signatures, strict=False)
         ]
     )
 

@@ -8,6 +8,9 @@ The file is a JSON list of
 with a public JWK, RFC 3339 times in UTC or null, and the status `active` or `revoked`. A subject may
 have several keys; a key is there once. A revoked key stays listed, so that a valid signature by it can
 be told from an unknown one.
+
+The two keys of a hybrid (PCH §3) name each other by their ids in a further member, `partner`. They are of one
+subject, one classical and one ML-DSA, in a combination that PCH has; anything less refuses the file.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from extproc.errors import ServerFault
 from extproc.file_watch import FileRefusedError, identity_of, read_file, unchanged
 from extproc.subject import Subject, check_subject
+from pch.algorithms import HYBRIDS, KeyId, hybrid_name
 from pch.errors import UnknownKey
 from pch.keys import KeyFormatError, public_key_from_jwk, thumbprint
 
@@ -33,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.file_watch import FileIdentity
-    from pch.algorithms import KeyId, PublicKey
+    from pch.algorithms import PublicKey
 
 LOG: Final = logging.getLogger("signet.keyring")
 MAX_ENTRIES: Final = 100_000
@@ -41,7 +45,7 @@ MAX_FILE_BYTES: Final = 64 << 20
 OTHERS_WRITE: Final = 0o002
 """Whoever may write the keyring may register keys."""
 
-_MEMBERS: Final = frozenset({"subject", "jwk", "not_before", "not_after", "status"})
+_MEMBERS: Final = frozenset({"subject", "jwk", "not_before", "not_after", "status", "partner"})
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
 
 
@@ -51,7 +55,11 @@ class KeyringError(ServerFault):
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
-    """One registered key. `not_before_ms`: the first valid millisecond. `not_after_ms`: the first invalid one."""
+    """One registered key.
+
+    `not_before_ms`: the first valid millisecond. `not_after_ms`: the first invalid one. `partner`: the id of the key
+    that it is half of a hybrid with; that key names this one.
+    """
 
     key_id: KeyId
     subject: Subject
@@ -59,6 +67,7 @@ class KeyEntry:
     not_before_ms: int | None
     not_after_ms: int | None
     revoked: bool
+    partner: KeyId | None = None
 
     def check_dates(self, now_ms: int) -> None:
         """Check that the key is within its dates, PCH §4 step 4. Raises `UnknownKey`."""
@@ -115,6 +124,9 @@ def parse_keyring(content: bytes, *, known: Keyring | None = None) -> Keyring:
         if entry.key_id in entries:
             raise KeyringError(f"entry {number}: the key is there twice")
         entries[entry.key_id] = entry
+    for number, entry in enumerate(entries.values(), 1):
+        if entry.partner is not None:
+            _check_partner(number, entry, entries.get(entry.partner))
     return Keyring(MappingProxyType(entries), decoded)
 
 
@@ -218,8 +230,26 @@ def _entry(number: int, item: object, known_keys: _DecodedKeys, decoded: _Decode
         raise KeyringError(f"entry {number}: status must be active or revoked")
     if not isinstance(jwk, dict):
         raise KeyringError(f"entry {number}: jwk must be an object")
+    partner = item.get("partner")
+    if partner is not None and not isinstance(partner, str):
+        raise KeyringError(f"entry {number}: partner must be a key id")
     key_id, public_key = _key(number, jwk, known_keys, decoded)
-    return KeyEntry(key_id, subject, public_key, not_before_ms, not_after_ms, item["status"] == "revoked")
+    revoked = item["status"] == "revoked"
+    half_of = None if partner is None else KeyId(partner)
+    return KeyEntry(key_id, subject, public_key, not_before_ms, not_after_ms, revoked, half_of)
+
+
+def _check_partner(number: int, entry: KeyEntry, partner: KeyEntry | None) -> None:
+    """Check that two entries are one hybrid of one subject, PCH §3."""
+    if partner is None:
+        raise KeyringError(f"entry {number}: its partner is not registered")
+    if partner.partner != entry.key_id:
+        raise KeyringError(f"entry {number}: its partner does not name it as partner")
+    if partner.subject != entry.subject:
+        raise KeyringError(f"entry {number}: its partner is of another subject")
+    halves = sorted((entry, partner), key=lambda half: half.public_key.algorithm.post_quantum)
+    if hybrid_name(*(half.public_key.algorithm.name for half in halves)) not in HYBRIDS:
+        raise KeyringError(f"entry {number}: the two keys are no hybrid, which are " + ", ".join(sorted(HYBRIDS)))
 
 
 def _key(

@@ -94,7 +94,7 @@ class BindingMismatch(PeerFault):
 
 
 class AlgNotAllowed(PeerFault):
-    """The algorithm is outside the route's list, or contradicts the key."""
+    """The algorithm is outside the route's list, contradicts the key, or lacks the other half of its hybrid."""
 
     reason = Reason.ALG_NOT_ALLOWED
 

@@ -77,6 +77,11 @@ class Proofs:
     second_half: Proof | None
     foreign: Mapping[str, tuple[SignatureParams, bytes]]
 
+    @property
+    def both(self) -> tuple[Proof, ...]:
+        """Give the signatures there are, one or two, the one under `pch` first."""
+        return (self.first,) if self.second_half is None else (self.first, self.second_half)
+
 
 def select_proofs(message: RequestMessage) -> Proofs:
     """Find the PCH signatures by tag, PCH §3 "Selection" and "Parameters" (§4 step 2).
@@ -105,7 +110,21 @@ def select_proofs(message: RequestMessage) -> Proofs:
         tagged[params.tag] = _proof(label, params, signatures[label])
     if TAG not in tagged:
         raise MissingSignature("no signature is tagged for this protocol")
-    return Proofs(tagged[TAG], tagged.get(TAG_SECOND_HALF), foreign)
+    first, second_half = tagged[TAG], tagged.get(TAG_SECOND_HALF)
+    if second_half is not None:
+        _check_halves(first, second_half)
+    return Proofs(first, second_half, foreign)
+
+
+def _check_halves(first: Proof, second: Proof) -> None:
+    """Check that two signatures say the same of one request, PCH §3 "Hybrids". Raises `MalformedSignature`."""
+    covered = [[component.serialised for component in half.params.components] for half in (first, second)]
+    if covered[0] != covered[1]:
+        raise MalformedSignature("the halves of a hybrid do not cover the same in the same order")
+    if (first.created_s, first.expires_s, first.nonce) != (second.created_s, second.expires_s, second.nonce):
+        raise MalformedSignature("the halves of a hybrid differ in created, expires or nonce")
+    if first.key_id == second.key_id:
+        raise MalformedSignature("both halves of a hybrid name the same key")
 
 
 def _proof(label: str, params: SignatureParams, signature: bytes) -> Proof:

@@ -106,6 +106,7 @@ class KeyPair:
     status: str = "active"
     not_before: str | None = None
     not_after: str | None = None
+    partner: str | None = None
 
     @classmethod
     def new(cls, subject: str, algorithm: str = "ed25519", **extra: Any) -> KeyPair:
@@ -119,6 +120,7 @@ class KeyPair:
             "not_before": self.not_before,
             "not_after": self.not_after,
             "status": self.status,
+            "partner": self.partner,
         }
 
 

@@ -1,0 +1,53 @@
+"""Which keys a proof is by, and whether the route takes them: docs/reference/pch.md §3 "Hybrids", §4 step 4.
+
+One signature has to be by an algorithm that the route lists; the two of a hybrid by one that it lists under the hybrid's
+name, and by keys that are registered as each other's partners. A key that has a partner counts alone only where the mode
+lets it, so that whoever strips a hybrid of one half gains nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pch.algorithms import ALGORITHMS, HYBRIDS, hybrid_name
+from pch.errors import AlgNotAllowed
+
+if TYPE_CHECKING:
+    from extproc.keyring import KeyEntry, Keyring
+    from extproc.route import Route
+    from pch.proof import Proof, Proofs
+
+
+def check_allowed(proofs: Proofs, route: Route) -> None:
+    """Check the algorithms against the route's list and mode; no key is looked up before. Raises `AlgNotAllowed`."""
+    first, second = proofs.first.algorithm, proofs.second_half
+    if second is not None:
+        name = hybrid_name(first, second.algorithm)
+        if name not in HYBRIDS or name not in route.algorithms:
+            raise AlgNotAllowed("the route does not accept this hybrid")
+        return
+    if first not in ALGORITHMS or first not in route.algorithms:
+        raise AlgNotAllowed("the route does not accept this algorithm")
+    if route.mode == "pq_only" and not ALGORITHMS[first].post_quantum:
+        raise AlgNotAllowed("the route accepts no classical signature alone")
+
+
+def find_keys(proofs: Proofs, route: Route, keyring: Keyring, now_ms: int) -> tuple[KeyEntry, ...]:
+    """Find the key of every signature, in their order. Raises `UnknownKey`, `AlgNotAllowed`."""
+    keys = tuple([_find(proof, keyring, now_ms) for proof in proofs.both])
+    if len(keys) == 1:
+        if keys[0].partner is not None and route.mode == "and":
+            raise AlgNotAllowed("the key is half of a hybrid, and the other half did not sign")
+        return keys
+    first, second = keys
+    if first.partner != second.key_id or second.partner != first.key_id or first.subject != second.subject:
+        raise AlgNotAllowed("the keys are not registered as one hybrid")
+    return keys
+
+
+def _find(proof: Proof, keyring: Keyring, now_ms: int) -> KeyEntry:
+    key = keyring.lookup(proof.key_id)
+    key.check_dates(now_ms)
+    if key.public_key.algorithm.name != proof.algorithm:
+        raise AlgNotAllowed("the algorithm contradicts the registered key")
+    return key
