@@ -246,6 +246,27 @@ class KeyStateResponse(Message, frozen=True, omit_defaults=False):
     min_version: int
 
 
+# The same with the kid of the path: what `Dispatcher.call` takes for these operations, and gRPC's messages for them.
+
+
+class GetKeyRequest(Message, frozen=True):
+    """The key, with or without a version, that `get_key` describes."""
+
+    kid: KidText
+
+
+class RotateKeyRequest(RotateRequest, frozen=True, kw_only=True):
+    """The key that `rotate` gives a new version."""
+
+    kid: KidText
+
+
+class ChangeKeyStateRequest(KeyStateRequest, frozen=True, kw_only=True):
+    """The key that `disable`, `enable` or `destroy` changes."""
+
+    kid: KidText
+
+
 class DeriveRequest(Message, frozen=True):
     """POST /derive: a child key of an `hkdf` key. The child's bytes never leave."""
 
