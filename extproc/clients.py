@@ -16,11 +16,13 @@ from extproc.config import load_config
 from extproc.file_watch import FileRefusedError, locked, read_file, replace, write_new
 from extproc.keyring import KeyEntry, KeyringError, parse_keyring, parse_time, read_keyring
 from extproc.subject import check_subject
-from pch.keys import KeyFormatError, public_key_from_jwk, thumbprint
+from pch.keys import KeyFormatError, jwks_members, public_key_from_jwk, thumbprint
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from pch.algorithms import KeyId
 
 MAX_JWK_BYTES: Final = 65_536
 NEW_FILE_MODE: Final = 0o640
@@ -40,9 +42,16 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     add = _verb(verbs, "add", "register a public key", _add)
     add.add_argument("--subject", required=True, help="who the key belongs to")
-    add.add_argument("--jwk", type=Path, required=True, help="file with the public JWK; - reads standard input")
     add.add_argument(
-        "--partner", metavar="KEY_ID", help="registered key of the subject that this one is half of a hybrid with"
+        "--jwk",
+        type=Path,
+        required=True,
+        help="file with the public JWK, or the JWK Set of a hybrid; - reads standard input",
+    )
+    add.add_argument(
+        "--partner",
+        metavar="KEY_ID",
+        help="--partner=ID: registered key of the subject that this one is half of a hybrid with",
     )
     add.add_argument("--not-before", help="first moment it is valid, RFC 3339 in UTC")
     add.add_argument("--not-after", help="first moment it is not valid any more, RFC 3339 in UTC")
@@ -52,7 +61,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     revoke = _verb(verbs, "revoke", "revoke one key, or every key of a subject", _revoke)
     which = revoke.add_mutually_exclusive_group(required=True)
-    which.add_argument("--key-id", help="the key's RFC 7638 thumbprint")
+    which.add_argument(
+        "--key-id", metavar="ID", help="--key-id=ID: the key's RFC 7638 thumbprint, which may start with a dash"
+    )
     which.add_argument("--subject", help="whose keys")
 
 
@@ -80,37 +91,48 @@ def _verb(
 
 
 def _add(args: argparse.Namespace, path: Path) -> str:
-    jwk = _read_jwk(args.jwk)
     try:
-        entry = {
-            "subject": check_subject(args.subject),
-            "jwk": jwk,
-            "not_before": _time("--not-before", args.not_before),
-            "not_after": _time("--not-after", args.not_after),
-            "status": "active",
-        }
-        public_key_from_jwk(jwk)
-        key_id = thumbprint(jwk)
+        jwks = jwks_members(_read_jwk(args.jwk))
+        new = {thumbprint(jwk): _new_item(args, jwk) for jwk in jwks}
     except KeyFormatError as error:
         raise ClientsError(f"the JWK is refused: {error}") from error
     except ValueError as error:
         raise ClientsError(f"--subject {error}") from error
+    if len(new) > 1:
+        first, second = new
+        new[first]["partner"], new[second]["partner"] = second, first
     with locked(path):
         items, entries = _load(path) if path.exists() else ([], {})
-        registered = entries.get(key_id)
-        if registered is not None:
-            state = "revoked" if registered.revoked else "registered"
-            raise ClientsError(f"the key {key_id} is already {state}, for {registered.subject}")
+        for key_id in new:
+            registered = entries.get(key_id)
+            if registered is not None:
+                state = "revoked" if registered.revoked else "registered"
+                raise ClientsError(f"the key {key_id} is already {state}, for {registered.subject}")
         if args.partner is not None:
-            _pair(items, entries, args.partner, entry, key_id)
-        _store(path, [*items, entry])
-    return f"added {key_id} for {args.subject}\n"
+            _pair(items, entries, args.partner, new)
+        _store(path, [*items, *new.values()])
+    return "".join(f"added {key_id} for {args.subject}\n" for key_id in new)
+
+
+def _new_item(args: argparse.Namespace, jwk: Mapping[str, object]) -> dict[str, Any]:
+    public_key_from_jwk(jwk)
+    return {
+        "subject": check_subject(args.subject),
+        "jwk": jwk,
+        "not_before": _time("--not-before", args.not_before),
+        "not_after": _time("--not-after", args.not_after),
+        "status": "active",
+        "partner": None,
+    }
 
 
 def _pair(
-    items: list[dict[str, Any]], entries: dict[str, KeyEntry], partner: str, entry: dict[str, Any], key_id: str
+    items: list[dict[str, Any]], entries: dict[str, KeyEntry], partner: str, new: dict[KeyId, dict[str, Any]]
 ) -> None:
-    """Make a registered key and a new entry the halves of one hybrid; whether they can be is checked with the file."""
+    """Make a registered key and a new one the halves of one hybrid; whether they can be is checked with the file."""
+    if len(new) != 1:
+        raise ClientsError("--partner: goes with one JWK, not with a set of two")
+    ((key_id, entry),) = new.items()
     registered = entries.get(partner)
     if registered is None:
         raise ClientsError(f"--partner: no key {partner} is registered")

@@ -1,8 +1,8 @@
 """Which keys a proof is by, and whether the route takes them: docs/reference/pch.md §3 "Hybrids", §4 step 4.
 
-One signature has to be by an algorithm that the route lists; the two of a hybrid by one that it lists under the hybrid's
-name, and by keys that are registered as each other's partners. A key that has a partner counts alone only where the mode
-lets it, so that whoever strips a hybrid of one half gains nothing.
+One signature has to be by an algorithm that the route lists; the two of a hybrid by one that it lists under the
+hybrid's name, and by keys that are registered as each other's partners. A key that has a partner counts alone only
+where the mode lets it, so that whoever strips a hybrid of one half gains nothing.
 """
 
 from __future__ import annotations

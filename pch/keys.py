@@ -17,11 +17,15 @@ __all__ = [
     "KeyFormatError",
     "KeyId",
     "generate",
+    "jwks_members",
     "private_key_from_jwk",
     "public_jwk",
     "public_key_from_jwk",
     "thumbprint",
 ]
+
+MAX_SET_KEYS: Final = 2
+"""Keys in a JWK Set: those of one hybrid at the most."""
 
 MAX_MEMBER_CHARACTERS: Final = 8192
 """Longest JWK member that is read; an ML-DSA-87 public key takes 3456 characters."""
@@ -77,6 +81,21 @@ def private_key_from_jwk(jwk: Mapping[str, object]) -> Signer:
     if derived != members:
         raise KeyFormatError("private key is not that of the public key")
     return algorithm.load_private(secret, thumbprint(jwk))
+
+
+def jwks_members(document: Mapping[str, object]) -> tuple[Mapping[str, object], ...]:
+    """Give the keys of a JWK Set of one or two, RFC 7517 §5, or the one key that a JWK is, as they are written.
+
+    Raises KeyFormatError for a set that is empty, longer, or holds what is no object.
+    """
+    if "keys" not in document:
+        return (document,)
+    keys = document["keys"]
+    if not isinstance(keys, list) or not 1 <= len(keys) <= MAX_SET_KEYS:
+        raise KeyFormatError("keys is not a list of one or two JWKs")
+    if not all(isinstance(key, dict) for key in keys):
+        raise KeyFormatError("keys holds what is no JWK")
+    return tuple(keys)
 
 
 def generate(alg: str) -> dict[str, str]:

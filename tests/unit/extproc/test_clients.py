@@ -207,3 +207,59 @@ def test_a_keyring_created_by_another_meanwhile_is_not_overwritten(
 ) -> None:
     monkeypatch.setattr(clients, "write_new", lambda *_: False)
     assert "was created by another program" in bench.add(PUBLIC)[1]
+
+
+PQ = public_jwk(generate("ml-dsa-65"))
+OTHER_PQ = public_jwk(generate("ml-dsa-65"))
+
+
+def partners(bench: Bench) -> dict[str, str | None]:
+    return {thumbprint(item["jwk"]): item.get("partner") for item in bench.items()}
+
+
+def test_the_jwk_set_of_a_hybrid_registers_two_partners(bench: Bench) -> None:
+    said = f"added {thumbprint(PUBLIC)} for alice\nadded {thumbprint(PQ)} for alice\n"
+    assert bench.add({"keys": [PUBLIC, PQ]}) == (0, said)
+    assert partners(bench) == {thumbprint(PUBLIC): thumbprint(PQ), thumbprint(PQ): thumbprint(PUBLIC)}
+    keyring = KeyringFile(bench.keyring).current
+    assert keyring.lookup(thumbprint(PUBLIC)).partner == thumbprint(PQ)
+    assert bench.run("list")[1].splitlines()[1].endswith(f"with {thumbprint(PUBLIC)}")
+
+
+def test_a_registered_key_is_joined_by_the_other_half_of_its_hybrid(bench: Bench) -> None:
+    bench.add(PUBLIC)
+    assert bench.add(PQ, "alice", f"--partner={thumbprint(PUBLIC)}")[0] == 0
+    assert partners(bench) == {thumbprint(PUBLIC): thumbprint(PQ), thumbprint(PQ): thumbprint(PUBLIC)}
+    refused = bench.add(OTHER_PQ, "alice", f"--partner={thumbprint(PUBLIC)}")
+    assert refused == (
+        1,
+        f"clients add: --partner: {thumbprint(PUBLIC)} is half of a hybrid already, with {thumbprint(PQ)}\n",
+    )
+    assert len(bench.items()) == 2
+
+
+@pytest.mark.parametrize(
+    ("jwk", "subject", "partner", "message"),
+    [
+        (PQ, "bob", thumbprint(PUBLIC), "is of another subject"),
+        (PQ, "alice", "x" * 43, "is registered"),
+        (public_jwk(generate("ed25519")), "alice", thumbprint(PUBLIC), "the two keys are no hybrid"),
+        (public_jwk(generate("ml-dsa-44")), "alice", thumbprint(PUBLIC), "the two keys are no hybrid"),
+        ({"keys": [OTHER, PQ]}, "alice", thumbprint(PUBLIC), "goes with one JWK"),
+        ({"keys": [OTHER, public_jwk(generate("ml-dsa-87"))]}, "alice", None, "the two keys are no hybrid"),
+        ({"keys": []}, "alice", None, "is not a list of one or two"),
+        ({"keys": [OTHER, PQ, OTHER_PQ]}, "alice", None, "is not a list of one or two"),
+        ({"keys": [OTHER, "x"]}, "alice", None, "is no JWK"),
+        ({"keys": [OTHER, generate("ml-dsa-65")]}, "alice", None, "holds a private key"),
+        ({"keys": [PUBLIC, PQ]}, "alice", None, "is already registered"),
+    ],
+)
+def test_what_is_no_hybrid_is_refused_and_nothing_changes(
+    bench: Bench, jwk: object, subject: str, partner: str | None, message: str
+) -> None:
+    bench.add(PUBLIC)
+    before = bench.keyring.read_bytes()
+    status, said = bench.add(jwk, subject, *([] if partner is None else [f"--partner={partner}"]))
+    assert status == 1
+    assert message in said
+    assert bench.keyring.read_bytes() == before

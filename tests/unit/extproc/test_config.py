@@ -108,7 +108,10 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path) -
         (ROUTE + 'binding = "off"', 'f.toml: route[1].binding: must be one of "tls-exporter", "none"'),
         (ROUTE + 'mode = "xor"', 'f.toml: route[1].mode: must be one of "and", "or", "pq_only"'),
         (ROUTE + 'mode = "pq_only"', 'f.toml: route[1].algorithms: mode "pq_only" accepts no ed25519 alone'),
-        (ROUTE + 'algorithms = ["ed25519+ml-dsa-44"]', 'f.toml: route[1].algorithms: member 1 is not one of ecdsa-p256'),
+        (
+            ROUTE + 'algorithms = ["ed25519+ml-dsa-44"]',
+            "f.toml: route[1].algorithms: member 1 is not one of ecdsa-p256",
+        ),
         (ROUTE + 'evidence = "required"', 'f.toml: route[1].evidence: "required" is not available'),
         (ROUTE + 'guard = "open"\nsubjects = ["a"]', "f.toml: route[1].subjects: has no effect with guard"),
         (

@@ -294,6 +294,49 @@ async def test_watching_takes_a_change_up_and_outlives_a_broken_file(tmp_path: P
         await watch
 
 
+PQ = public_jwk(generate("ml-dsa-65"))
+OTHER_PQ = public_jwk(generate("ml-dsa-65"))
+
+
+def pair(first: dict[str, Any], second: dict[str, Any], **changes: Any) -> list[dict[str, Any]]:
+    """The entries of a hybrid; `changes` are of the second one."""
+    return [entry(first, partner=thumbprint(second)), entry(second, partner=thumbprint(first)) | changes]
+
+
+@pytest.mark.parametrize("classical", [ED25519[0], P256])
+def test_the_halves_of_a_hybrid_name_each_other_in_any_order(classical: dict[str, Any]) -> None:
+    for entries in (pair(classical, PQ), pair(PQ, classical)):
+        keyring = parsed(*entries, entry(ED25519[1], partner=None))
+        assert keyring.lookup(thumbprint(classical)).partner == thumbprint(PQ)
+        assert keyring.lookup(thumbprint(PQ)).partner == thumbprint(classical)
+        assert keyring.lookup(thumbprint(ED25519[1])).partner is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([entry(partner=thumbprint(PQ))], "entry 1: its partner is not registered"),
+        ([entry(partner=thumbprint(PQ)), entry(PQ)], "entry 1: its partner does not name it"),
+        ([entry(), entry(PQ, partner=thumbprint(ED25519[0]))], "entry 2: its partner does not name it"),
+        (pair(ED25519[0], PQ, subject="bob"), "entry 1: its partner is of another subject"),
+        (pair(ED25519[0], PQ, partner=thumbprint(OTHER_PQ)), "entry 1: its partner does not name it"),
+        ([entry(partner=thumbprint(ED25519[0]))], "entry 1: the two keys are no hybrid"),
+        (pair(ED25519[0], ED25519[1]), "entry 1: the two keys are no hybrid"),
+        (pair(ED25519[0], P256), "entry 1: the two keys are no hybrid"),
+        (pair(PQ, OTHER_PQ), "entry 1: the two keys are no hybrid"),
+        (pair(ED25519[0], public_jwk(generate("ml-dsa-44"))), "entry 1: the two keys are no hybrid"),
+        (pair(P256, public_jwk(generate("ml-dsa-87"))), "entry 1: the two keys are no hybrid"),
+        ([entry(partner=7)], "entry 1: partner must be a key id"),
+        ([entry(partner=[thumbprint(PQ)]), entry(PQ)], "entry 1: partner must be a key id"),
+        ([*pair(ED25519[0], PQ), entry(ED25519[1], partner=thumbprint(PQ))], "entry 3: its partner does not name it"),
+    ],
+)
+def test_partners_that_are_no_hybrid_of_one_subject_refuse_the_file(entries: list[Any], message: str) -> None:
+    with pytest.raises(KeyringError) as caught:
+        parsed(*entries)
+    assert str(caught.value).startswith(message)
+
+
 def test_the_keyring_and_its_entries_are_frozen() -> None:
     keyring = parsed(entry())
     with pytest.raises(dataclasses.FrozenInstanceError):
