@@ -1,4 +1,4 @@
-"""The worker's gRPC server on its UNIX socket: ext_authz, access log and health, with a graceful drain."""
+"""The worker's gRPC server on its UNIX socket: ext_authz, ext_proc, access log and health, with a graceful drain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from extproc import access_log
+from extproc import access_log, ext_proc
 from extproc.errors import ServerFault
 from extproc.ext_authz import SERVICE, handler
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from extproc.access_log import AccessLog
     from extproc.ext_authz import ExtAuthz
+    from extproc.ext_proc import ExtProc
 
 MAX_CONCURRENT_CALLS: Final = 4096
 """Calls that one Envoy connection may have open at once."""
@@ -44,6 +45,7 @@ class FilterServer:
         max_body_bytes: int,
         socket_mode: int,
         outcomes: AccessLog | None = None,
+        bodies: ExtProc | None = None,
     ) -> None:
         # gRPC removes the name that it bound once it stops, and by then a successor may serve under the public name.
         # So it binds a name that no one else has, and the socket is renamed when it serves.
@@ -65,6 +67,9 @@ class FilterServer:
         self._outcomes = outcomes
         if outcomes is not None:
             self._server.add_generic_rpc_handlers((access_log.handler(outcomes),))
+        self._bodies = bodies
+        if bodies is not None:
+            self._server.add_generic_rpc_handlers((ext_proc.handler(bodies),))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
 
     async def start(self) -> None:
@@ -100,6 +105,8 @@ class FilterServer:
             # Access log streams never end by themselves. Envoy opens its next ones elsewhere: we listen no more.
             self._outcomes.finish()
         await stopping
+        if self._bodies is not None:
+            await self._bodies.drain()
         there = _status(self._socket_path)
         if there is not None and self._served is not None and os.path.samestat(there, self._served):
             self._socket_path.unlink(missing_ok=True)

@@ -22,9 +22,14 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from extproc.access_log import AccessLog
+from extproc.body_telemetry import BodyTelemetry
+from extproc.body_verdict import BodyVerdicts
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import ConfigError, FilterConfig, load_config, read_config_file
+from extproc.evidence import EvidenceDesk, EvidenceParts
+from extproc.evidence_log import EvidenceLog
 from extproc.ext_authz import ExtAuthz
+from extproc.ext_proc import ExtProc
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.choice import open_nonce_store
 from extproc.outcome_recorder import OutcomeRecorder
@@ -87,6 +92,15 @@ class Worker:
         self._store = open_store(config.receipts.url)
         self._writer = ReceiptWriter(self._store, writer_id=WriterId(str(uuid.uuid4())))
         self._refusals = RefusalLimiter(worker_share(config.receipts.max_refusal_receipts_per_s, config.filter.workers))
+        self._evidence_log = EvidenceLog(config.log.dir, config.log.origin)
+        evidence = EvidenceParts(
+            nonce_store=self._nonce_store,
+            sealing_keys=self._sealing_keys,
+            log=self._evidence_log,
+            writer=self._writer,
+            telemetry=self._telemetry,
+            random_bytes=secrets.token_bytes,
+        )
         parts = Parts(
             rules=lambda: self._rules,
             keyring=lambda: self._keyring.current,
@@ -96,6 +110,7 @@ class Worker:
             refusals=self._refusals,
             supply=ChallengeSupply(PLAN, now_ms),
             telemetry=self._telemetry,
+            evidence=EvidenceDesk(evidence),
             clock_ms=now_ms,
             random_bytes=secrets.token_bytes,
         )
@@ -108,6 +123,13 @@ class Worker:
             clock_ms=now_ms,
             random_bytes=secrets.token_bytes,
         )
+        verdicts = BodyVerdicts(
+            self._store,
+            self._writer,
+            timeout_s=lambda: self.config.receipts.timeout_ms / 1000,
+            clock_ms=now_ms,
+            random_bytes=secrets.token_bytes,
+        )
         self._socket_path = config.filter.socket_dir / f"signet-{index}.sock"
         self._server = FilterServer(
             ExtAuthz(Pipeline(parts), self._telemetry),
@@ -115,6 +137,7 @@ class Worker:
             max_body_bytes=MAX_EDGE_BODY_BYTES,
             socket_mode=config.filter.socket_mode,
             outcomes=AccessLog(self._outcomes, outcome_telemetry),
+            bodies=ExtProc(verdicts, BodyTelemetry(REGISTRY), lambda: self.config.filter.retry_after_s),
         )
 
     @property
@@ -152,6 +175,7 @@ class Worker:
         await self._outcomes.drain(OUTCOME_DRAIN_S)
         await self._write_summaries(final=True)
         await self._nonce_store.close()
+        await asyncio.to_thread(self._evidence_log.close)
         await self._writer.aclose(self.config.filter.drain_timeout_s)
         self._store.close()
         self._status_path().unlink(missing_ok=True)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
-import hashlib
 import json
 import signal
 import sys
@@ -28,13 +26,13 @@ import h11
 if str(Path(__file__).resolve().parent.parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from tools.example_app_body import SeenBody
 from tools.example_app_http2 import serve_http2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
-MAX_LOGGED_BODY_BYTES: Final = 64 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024 * 1024
 MAX_ANSWER_BYTES: Final = 32 * 1024 * 1024
 MAX_DELAY_MS: Final = 30_000
 READ_BYTES: Final = 64 * 1024
@@ -53,7 +51,7 @@ class SeenRequest:
     authority: str
     headers: list[tuple[str, str]]
     trailers: list[tuple[str, str]] = field(default_factory=list)
-    body: bytes = b""
+    body: SeenBody = field(default_factory=SeenBody)
 
     def as_json(self) -> dict[str, object]:
         """Give the log record, which is also the body of the answer."""
@@ -65,9 +63,7 @@ class SeenRequest:
             "authority": self.authority,
             "headers": self.headers,
             "trailers": self.trailers,
-            "body_bytes": len(self.body),
-            "body_sha256": hashlib.sha256(self.body).hexdigest(),
-            "body_base64": base64.b64encode(self.body[:MAX_LOGGED_BODY_BYTES]).decode(),
+            **self.body.as_json(),
         }
 
 
@@ -137,7 +133,6 @@ async def _serve_http1(
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=256 * 1024)
     connection.receive_data(first)
     seen: SeenRequest | None = None
-    body = bytearray()
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
@@ -148,13 +143,11 @@ async def _serve_http1(
             connection.receive_data(data)
         elif isinstance(event, h11.Request):
             seen = _seen_http1(event)
-            body.clear()
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > MAX_BODY_BYTES:
+        elif isinstance(event, h11.Data) and seen is not None:
+            seen.body.add(event.data)
+            if seen.body.length > MAX_BODY_BYTES:
                 return
         elif isinstance(event, h11.EndOfMessage) and seen is not None:
-            seen.body = bytes(body)
             seen.trailers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers]
             if not await _answer_http1(connection, writer, record(seen)):
                 return

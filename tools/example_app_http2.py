@@ -11,13 +11,15 @@ import h2.connection
 import h2.events
 import h2.exceptions
 
+from tools.example_app_body import SeenBody
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tools.example_app import Answer, SeenRequest
 
 MAX_STREAMS: Final = 1024
-MAX_BODY_BYTES: Final = 32 * 1024 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024 * 1024
 READ_BYTES: Final = 64 * 1024
 IDLE_TIMEOUT_S: Final = 75.0
 
@@ -25,7 +27,7 @@ IDLE_TIMEOUT_S: Final = 75.0
 @dataclass(slots=True)
 class _Stream:
     headers: list[tuple[str, str]]
-    body: bytearray = field(default_factory=bytearray)
+    body: SeenBody
     trailers: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -58,11 +60,12 @@ class _Http2Connection:
 
     def _take(self, event: h2.events.Event) -> None:
         if isinstance(event, h2.events.RequestReceived) and len(self._streams) < MAX_STREAMS:
-            self._streams[event.stream_id] = _Stream([(str(name), str(value)) for name, value in event.headers])
+            headers = [(str(name), str(value)) for name, value in event.headers]
+            self._streams[event.stream_id] = _Stream(headers, SeenBody())
         elif isinstance(event, h2.events.DataReceived):
             stream = self._streams.get(event.stream_id)
-            if stream is not None and len(stream.body) <= MAX_BODY_BYTES:
-                stream.body += event.data
+            if stream is not None and stream.body.length <= MAX_BODY_BYTES:
+                stream.body.add(event.data)
             self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
         elif isinstance(event, h2.events.TrailersReceived) and event.stream_id in self._streams:
             trailers = [(str(name), str(value)) for name, value in event.headers]
@@ -88,7 +91,7 @@ class _Http2Connection:
             authority=pseudo.get(":authority", ""),
             headers=fields,
             trailers=stream.trailers,
-            body=bytes(stream.body),
+            body=stream.body,
         )
         reply = self._record(seen)
         await asyncio.sleep(reply.delay_s)

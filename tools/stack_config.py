@@ -30,6 +30,7 @@ DEMO_ROUTES: Final[tuple[Route, ...]] = (
         "subjects": ["demo"],
         "max_body_bytes": 1024,
     },
+    {"name": "uploads", "path": "/uploads/**", "guard": "pch", "body": "streamed", "max_body_bytes": 1 << 30},
     {"name": "unbound", "path": "/unbound/**", "guard": "pch", "binding": "none"},
     {"name": "public", "path": "/public/**", "guard": "open"},
 )
