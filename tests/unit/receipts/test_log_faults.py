@@ -7,7 +7,7 @@ import pytest
 
 from receipts.checkpoint_keys import create_key_file
 from receipts.errors import ReceiptStoreUnavailable, StoreCorrupt
-from receipts.log import LogSettings
+from receipts.log import LOCK_NAME, LogSettings
 from receipts.log_errors import LogBusy, LogForked
 from receipts.receipt_id import WriterId
 from receipts.sth_store import SthStore
@@ -204,6 +204,29 @@ def test_a_store_that_was_set_back_or_replaced_is_a_fork(tmp_path: Path) -> None
         with pytest.raises(LogForked, match="does not have the receipts"):
             again.writer().flush()
         again.close()
+
+
+def test_two_writers_that_no_lock_keeps_apart_fork_nothing(tmp_path: Path) -> None:
+    """As on a file system without locks, or when someone removed the lock's file: one of the two finds out."""
+    one = LogParts(tmp_path)
+    one.add(100)
+    first = one.writer()
+    first.flush()
+    (one.log_folder / LOCK_NAME).unlink()
+    two = LogParts(tmp_path)
+    second = two.writer()
+    two.add(50)
+    assert second.flush().size == 150
+    for writer in (first, second):
+        one.add(30)
+        with pytest.raises(LogBusy):
+            writer.flush()
+        # It went on from what is stored now, and so it is the other one's turn to find out.
+        assert writer.flush().size == len(one.raws())
+        check(one)
+    assert [head.size for head in heads_of(one)] == [100, 150, 180, 210]
+    one.close()
+    two.close()
 
 
 def test_a_missing_checkpoint_is_published_again(parts: LogParts) -> None:

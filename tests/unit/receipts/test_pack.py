@@ -60,6 +60,20 @@ def test_days_part_the_log_without_gap_or_overlap(parts: PackParts) -> None:
         assert report.manifest.complete
 
 
+def test_a_clock_that_goes_back_leaves_days_without_gap_or_overlap(parts: PackParts) -> None:
+    """Days are those of the heads, whose times never go back: what came after the step is of the later day."""
+    parts.add(3)
+    parts.next_day()
+    parts.add(4)
+    parts.log.clock.seconds -= 86_400 + 3600
+    parts.add(5)
+    parts.log.clock.seconds += 2 * 86_400 + 3600
+    parts.add(6)
+    ends = [report_on(parts.pack(offset)).manifest.end for offset in range(3)]
+    starts = [report_on(parts.pack(offset)).manifest.start for offset in range(3)]
+    assert (starts, ends) == ([0, 3, 12], [3, 12, 18])
+
+
 def test_day_without_traffic_is_a_valid_empty_pack(parts: PackParts) -> None:
     parts.writer.step()
     parts.next_day()
