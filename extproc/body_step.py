@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from extproc.body_order import BodyOrder
+from extproc.body_order import MAX_WHOLE_BODY_BYTES, BodyOrder
 from pch.httpsig.content_digest import expected_digests, verify_content_digest
 from pch.reasons import Reason
 
@@ -28,21 +28,24 @@ def check_body(admitted: AdmittedRequest) -> Reason:
         expected_digests(lines)
         return Reason.BODY_PENDING
     if request.has_content or lines:
-        verify_content_digest(lines, request.body)
+        verify_content_digest(lines, admitted.content)
     return Reason.ALLOWED
 
 
 def order_body(verified: VerifiedRequest, receipt_id: ReceiptId) -> BodyOrder:
-    """Order ext_proc to see the body of `verified` through. `receipt_id`: of the decision that left it pending.
+    """Order ext_proc to see the body of `verified` through. `receipt_id`: of the decision about it.
 
-    Raises `BadContentDigest`.
+    One that the Check has whole needs that only to lose its envelope. Raises `BadContentDigest`.
     """
-    request, route = verified.admitted.request, verified.admitted.route
+    admitted = verified.admitted
+    request, route = admitted.request, admitted.route
+    streamed = request.body_cut and route.streams
     return BodyOrder(
         receipt_id=receipt_id,
         digests=expected_digests(request.message.lines("content-digest")),
-        pending=True,
-        release="streamed" if route.streams else "whole",
-        content_bytes=request.content_length,
-        max_body_bytes=route.max_body_bytes,
+        pending=request.body_cut,
+        release="streamed" if streamed else "whole",
+        content_bytes=admitted.content_length if request.body_cut else len(admitted.content),
+        max_body_bytes=route.max_body_bytes if streamed else min(route.max_body_bytes, MAX_WHOLE_BODY_BYTES),
+        envelope_bytes=admitted.envelope_bytes,
     )

@@ -48,7 +48,10 @@ MAX_CONFIG_BYTES: Final = 1_048_576
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What a UNIX socket address holds on Linux, without the closing NUL."""
 
-_MEANINGLESS_WHEN_OPEN: Final = frozenset({"binding", "body", "algorithms", "mode", "evidence", "subjects"})
+_MEANINGLESS_WHEN_OPEN: Final = frozenset(
+    {"binding", "body", "algorithms", "mode", "evidence", "relax", "subjects"}
+    | {"max_header_bytes", "max_field_bytes", "max_signature_bytes"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,15 +73,12 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of `values`. `later`: values the protocol knows and this version does not enforce yet."""
+    """One of `values`."""
 
     values: tuple[str, ...]
-    later: tuple[str, ...] = ()
 
     def check(self, value: object) -> str:
         """Accept one of the values."""
-        if isinstance(value, str) and value in self.later:
-            raise SettingError(f'"{value}" is not available in this version')
         if not isinstance(value, str) or value not in self.values:
             raise SettingError("must be one of " + ", ".join(f'"{each}"' for each in self.values))
         return value

@@ -61,7 +61,8 @@ class Passage:
 class Answer:
     """The end of a passage: what Envoy is to be told.
 
-    `challenges`: fresh ones for the connection. `order`: what ext_proc is to do with the body, None for nothing.
+    `challenges`: fresh ones for the connection. `relaxing`: whether clients are asked to relax at once. `order`: what
+    ext_proc is to do with the body, None for nothing.
     """
 
     reason: Reason
@@ -72,16 +73,17 @@ class Answer:
     request: EdgeRequest
     rules: Rules
     order: BodyOrder | None = None
+    relaxing: bool = False
 
 
 def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
     """Gather everything that policy may know of a verified request."""
     admitted = verified.admitted
-    message, route = admitted.request.message, admitted.route
+    route = admitted.route
     return PolicyInput(
         time_ms=now_ms,
         route=route.name,
-        method=message.method,
+        method=admitted.request.message.method,
         authority=admitted.authority,
         path=admitted.path,
         subject=verified.key.subject,
@@ -89,8 +91,8 @@ def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
         algorithms=tuple([each.proof.algorithm for each in verified.signatures]),
         binding=route.binding,
         mode=route.mode,
-        evidence=bool(message.lines("pch-evidence")),
-        body_bytes=max(len(admitted.request.body), admitted.request.content_length or 0),
+        evidence=verified.evidence.raw is not None,
+        body_bytes=max(len(admitted.content), admitted.content_length or 0),
     )
 
 
@@ -120,8 +122,8 @@ def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
     digest = None
     if reason in ALLOWING and request.message.lines("upgrade"):
         content = "unbound"
-    elif request.has_content and reason is Reason.ALLOWED:
-        content, digest = "verified", hashlib.sha256(request.body).hexdigest()
+    elif request.has_content and reason is Reason.ALLOWED and passage.admitted is not None:
+        content, digest = "verified", hashlib.sha256(passage.admitted.content).hexdigest()
     elif reason is Reason.BODY_PENDING:
         content = "pending"
     return request_facts(
@@ -137,8 +139,7 @@ def _request_facts(passage: Passage, reason: Reason) -> RequestFacts:
 
 def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
     proof, admitted = verified.proof, verified.admitted
-    message = admitted.request.message
-    evidence = message.lines("pch-evidence")
+    evidence = verified.evidence.raw
     return ProofFacts(
         subject=verified.key.subject,
         signatures=_signature_facts(verified),
@@ -151,7 +152,7 @@ def _proof_facts(verified: VerifiedRequest, *, spent: bool) -> ProofFacts:
         expires_s=proof.expires_s,
         covered=tuple(component.serialised for component in proof.params.components),
         content_sha256=_signed_sha256(admitted.request),
-        evidence_sha256=hashlib.sha256(b", ".join(evidence)).hexdigest() if evidence else None,
+        evidence_sha256=None if evidence is None else hashlib.sha256(evidence).hexdigest(),
         spend_key=_spend_key(verified).hex() if spent else None,
     )
 

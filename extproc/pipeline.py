@@ -21,6 +21,8 @@ from extproc.body_step import check_body, order_body
 from extproc.challenge import RANDOM_BYTES, issue_several
 from extproc.decision import Answer, Passage, decision_draft, policy_input
 from extproc.errors import Overloaded
+from extproc.evidence import sends_ahead
+from extproc.header_budget import check_header_budget, grants_relax, statically_engaged
 from extproc.nonce_store import SpendResult
 from extproc.verifier import VerifiedRequest, admit, verify
 from pch import errors
@@ -32,9 +34,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from extproc.challenge_supply import ChallengeSupply
+    from extproc.evidence import EvidenceDesk
     from extproc.keyring import Keyring
     from extproc.nonce_store import NonceStore
     from extproc.request import EdgeRequest
+    from extproc.route import Route
     from extproc.rules import Rules
     from extproc.sealing_keys import SealingKeys
     from extproc.telemetry import Telemetry
@@ -47,7 +51,10 @@ LOG: Final = logging.getLogger("signet.pipeline")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the pipeline works with. `rules` and `keyring` give the value in force at the call."""
+    """What the pipeline works with. `rules` and `keyring` give the value in force at the call.
+
+    `relax_engaged`: the relax actuator, whether clients of a route are to relax at once (PCH §6).
+    """
 
     rules: Callable[[], Rules]
     keyring: Callable[[], Keyring]
@@ -57,8 +64,10 @@ class Parts:
     refusals: RefusalLimiter
     supply: ChallengeSupply
     telemetry: Telemetry
+    evidence: EvidenceDesk
     clock_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    relax_engaged: Callable[[Route], bool] = statically_engaged
 
 
 class Pipeline:
@@ -78,6 +87,9 @@ class Pipeline:
         passage = Passage(request, rules, now_ms)
         try:
             reason = await self._decide(passage)
+            if sends_ahead(request):
+                # Nothing was decided: the receipt of the request that finds the envelope names what was in it.
+                return self._answer(passage, reason, None)
             return await self._record(passage, reason)
         finally:
             self._in_flight -= 1
@@ -96,22 +108,32 @@ class Pipeline:
 
     async def _steps(self, passage: Passage) -> Reason:
         parts, request, rules = self._parts, passage.request, passage.rules
+        if sends_ahead(request):
+            self._check_in_flight(rules)
+            await parts.evidence.take_in(request, rules, passage.now_ms)
+            return Reason.EVIDENCE_KEPT
         # 1
         admitted = passage.admitted = admit(request, rules)
-        if self._in_flight > rules.config.filter.max_inflight_requests:
-            raise Overloaded("too many requests in flight")
+        self._check_in_flight(rules)
         if not admitted.route.guarded:
             return Reason.UNGUARDED
+        check_header_budget(request, admitted.route)
         # 2 to 8
-        verified = verify(admitted, rules, parts.keyring(), parts.sealing_keys, passage.now_ms)
+        ahead = await parts.evidence.sent_ahead(admitted, rules, passage.now_ms)
+        verified = verify(admitted, rules, parts.keyring(), parts.sealing_keys, passage.now_ms, ahead)
         passage.verified = verified
         # 9
         await self._spend(verified, passage.now_ms)
         passage.spent = True
         # 10
+        await parts.evidence.judge(verified.evidence, rules, passage.now_ms)
         await self._ask_policy(verified, passage)
         # 11
         return check_body(admitted)
+
+    def _check_in_flight(self, rules: Rules) -> None:
+        if self._in_flight > rules.config.filter.max_inflight_requests:
+            raise Overloaded("too many requests in flight")
 
     async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:
         """Spend the challenge, once across all workers. A retried Check passes: it gets the stored receipt at 12."""
@@ -154,7 +176,7 @@ class Pipeline:
     def _answer(self, passage: Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
         """Put the answer together (step 13), with fresh challenges for the connection."""
         order = None
-        if reason is Reason.BODY_PENDING and passage.verified is not None and stored is not None:
+        if passage.verified is not None and stored is not None and _needs_order(passage.verified, reason):
             order = order_body(passage.verified, stored.id)
         self._parts.telemetry.decided(passage.route_name, reason)
         return Answer(
@@ -162,13 +184,17 @@ class Pipeline:
             receipt_id=None if stored is None else stored.id,
             admitted=passage.admitted,
             verified=passage.verified,
-            challenges=self._fresh_challenges(passage),
+            challenges=self._fresh_challenges(passage, reason),
             request=passage.request,
             rules=passage.rules,
             order=order,
+            relaxing=passage.admitted is not None and self._is_relaxing(passage.admitted.route),
         )
 
-    def _fresh_challenges(self, passage: Passage) -> tuple[str, ...]:
+    def _is_relaxing(self, route: Route) -> bool:
+        return route.relax != "off" and self._parts.relax_engaged(route)
+
+    def _fresh_challenges(self, passage: Passage, reason: Reason) -> tuple[str, ...]:
         parts, admitted = self._parts, passage.admitted
         if admitted is None or not admitted.route.guarded or admitted.binding is None:
             return ()
@@ -180,10 +206,18 @@ class Pipeline:
                 binding32=admitted.binding,
                 now_ms=passage.now_ms,
                 random_bytes=parts.random_bytes(RANDOM_BYTES * parts.supply.wanted(admitted.binding)),
+                relax_grant=grants_relax(admitted.route, reason, parts.relax_engaged),
             )
         except Exception:
             LOG.exception("no challenge could be issued")
             return ()
+
+
+def _needs_order(verified: VerifiedRequest, reason: Reason) -> bool:
+    """Tell whether the request goes on through ext_proc: to have its body checked, or its envelope taken away."""
+    if reason is Reason.ALLOWED:
+        return verified.admitted.envelope_bytes > 0
+    return reason is Reason.BODY_PENDING
 
 
 def _standing(first: Reason, now: Reason) -> Reason:

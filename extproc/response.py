@@ -22,6 +22,7 @@ from pch.httpsig.signature_field import serialise_signature
 from pch.httpsig.signature_input import serialise_signature_input
 from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS, TAG, TAG_SECOND_HALF
 from pch.reasons import ANSWERS, Reason
+from pch.relaxed import RELAX_EVIDENCE_IN_BODY, RELAX_FIELD, RELAX_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,6 +40,8 @@ the access log service gives the receipt's id back."""
 PROBLEM_TYPE: Final = "application/problem+json"
 OVERWRITE: Final = HeaderValueOption.OVERWRITE_IF_EXISTS_OR_ADD
 APPEND: Final = HeaderValueOption.APPEND_IF_EXISTS_OR_ADD
+NO_CONTENT: Final = 204
+"""The one status below 400 with which a Check is denied: the verifier answers by itself that it took an envelope in."""
 _IDENTITY_PREFIX: Final = "x-signet-"
 _GRPC_OK: Final = 0
 _GRPC_PERMISSION_DENIED: Final = 7
@@ -61,12 +64,26 @@ def check_response(answer: Answer) -> CheckResponse:
         metadata = _pass_metadata(answer, route=answer.admitted.route.name)
         passed = OkHttpResponse(headers_to_remove=_claimed_identity(answer, ()))
         return CheckResponse(status=Status(code=_GRPC_OK), ok_response=passed, dynamic_metadata=metadata)
+    if answer.reason is Reason.EVIDENCE_KEPT and answer.admitted is None:
+        return _kept()
     return _denied(answer)
 
 
 def _may_pass(answer: Answer) -> bool:
-    """Tell whether the request goes on: with its body checked, or to ext_proc and no further."""
-    return answer.reason is Reason.ALLOWED or (answer.reason is Reason.BODY_PENDING and answer.order is not None)
+    """Tell whether the request goes on: with its body checked and nothing before it, or to ext_proc and no further."""
+    if answer.reason is Reason.ALLOWED:
+        return answer.order is not None or answer.admitted is None or not answer.admitted.envelope_bytes
+    return answer.reason is Reason.BODY_PENDING and answer.order is not None
+
+
+def _kept() -> CheckResponse:
+    """Say that an envelope is kept, PCH §6: an answer of ours, which is no pass."""
+    return CheckResponse(
+        status=Status(code=_GRPC_PERMISSION_DENIED, message=str(Reason.EVIDENCE_KEPT)),
+        denied_response=DeniedHttpResponse(
+            status=HttpStatus(code=NO_CONTENT), headers=[_option("cache-control", "no-store", APPEND)]
+        ),
+    )
 
 
 def serialise(response: CheckResponse) -> bytes:
@@ -84,7 +101,7 @@ def _is_whole(response: object) -> bool:
     if response.WhichOneof("http_response") == "ok_response":
         said = str(response.dynamic_metadata.fields[DECISION_KEY].string_value)
         return code == _GRPC_OK and said == DECISION_ALLOW
-    return code != _GRPC_OK and 400 <= denied <= 599
+    return code != _GRPC_OK and (400 <= denied <= 599 or denied == NO_CONTENT)
 
 
 def _option(name: str, value: str, action: int = OVERWRITE) -> HeaderValueOption:
@@ -171,8 +188,11 @@ def _denied(answer: Answer) -> CheckResponse:
         route, realm = answer.admitted.route, answer.rules.config.filter.realm
         max_age_s = answer.rules.config.filter.max_age_s
         challenge = answer.challenges[0]
-        headers.append(_option("www-authenticate", www_authenticate(route, realm, challenge, max_age_s)))
+        offer = www_authenticate(route, realm, challenge, max_age_s, relaxing=answer.relaxing)
+        headers.append(_option("www-authenticate", offer))
         headers.append(_option("accept-signature", accept_signature(route, challenge, answer.request.has_content)))
+        if reason is Reason.HEADER_BUDGET:
+            headers.append(_option(RELAX_FIELD, RELAX_EVIDENCE_IN_BODY))
     body = ""
     if answer.request.is_grpc:
         headers.append(_option("grpc-status", str(rule.grpc_status)))
@@ -212,11 +232,15 @@ def problem_document(reason: Reason) -> str:
     return json.dumps(document)
 
 
-def www_authenticate(route: Route, realm: str, challenge: str, max_age_s: int) -> str:
-    """Write the PCH challenge of a refusal, PCH §2. `realm` holds no quote (the configuration sees to it)."""
+def www_authenticate(route: Route, realm: str, challenge: str, max_age_s: int, *, relaxing: bool = False) -> str:
+    """Write the PCH challenge of a refusal, PCH §2. `realm` holds no quote (the configuration sees to it).
+
+    `relaxing`: ask clients to relax at once (PCH §6).
+    """
+    hints = f', hints="{RELAX_HINT}"' if relaxing else ""
     return (
         f'PCH realm="{realm}", challenge="{challenge}", algs="{" ".join(route.algorithms)}", mode="{route.mode}", '
-        f'binding="{route.binding}", max-age={max_age_s}, evidence="{route.evidence}"'
+        f'binding="{route.binding}", max-age={max_age_s}, evidence="{route.evidence}"{hints}'
     )
 
 

@@ -53,6 +53,9 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="livesum",
         )
+        self.log_forks = Counter(
+            "signet_log_forks", "Checkpoints that our log signed and that contradict it.", registry=registry
+        )
         self.keys = Gauge("signet_keyring_keys", "Registered keys.", registry=registry, multiprocess_mode="livemax")
 
     def decided(self, route: str | None, reason: Reason) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 
 from extproc.challenge import OpenChallenge, open_challenge
 from extproc.channel_binding import UNBOUND
+from extproc.evidence_claim import EvidenceClaim, envelope_bytes, read_claim
 from extproc.signing_keys import check_allowed, find_keys
 from pch import errors
 from pch.httpsig.derived import normalised_authority
@@ -59,11 +60,23 @@ class AdmittedRequest:
     route: Route
     authority: str
     path: str
+    envelope_bytes: int = 0
 
     @property
     def binding(self) -> bytes | None:
         """Give the 32 bytes that challenges are sealed with, or None when the route needs what the edge lacks."""
         return self.request.binding if self.route.bound else UNBOUND
+
+    @property
+    def content(self) -> bytes:
+        """Give what arrived of the content, without the envelope before it."""
+        return self.request.body[self.envelope_bytes :]
+
+    @property
+    def content_length(self) -> int | None:
+        """Give how long the content is said to be, without the envelope; None when that is not said."""
+        declared = self.request.content_length
+        return None if declared is None else max(0, declared - self.envelope_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +100,7 @@ class VerifiedRequest:
     signatures: tuple[VerifiedSignature, ...]
     foreign: Mapping[str, tuple[SignatureParams, bytes]]
     challenge: OpenChallenge
+    evidence: EvidenceClaim
     spend_token: bytes
     built_by: object
 
@@ -124,7 +138,7 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     """Find the route of `request` and refuse what no route may carry, PCH §4 step 1.
 
     Raises `AmbiguousPath`, `NoRoute`, `HeaderTooLarge`, `UpgradeRefused`, `BodyTooLarge`, and `OurFault` when the edge
-    and the configuration disagree about what is guarded.
+    and the configuration disagree about what is guarded. A guarded route's own budget is for `check_header_budget`.
     """
     message = request.message
     check_target(message.target)
@@ -139,10 +153,11 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
     _check_upgrade(request, route)
     if route.guarded and request.streamed:
         raise errors.OurFault("the edge streams the content of a guarded route")
-    body_bytes = max(len(request.body), request.content_length or 0)
+    relaxed_bytes = envelope_bytes(message) if route.guarded else 0
+    body_bytes = max(len(request.body), request.content_length or 0) - relaxed_bytes
     if route.guarded and (body_bytes > route.max_body_bytes or (request.body_cut and not request.deferrable)):
         raise errors.BodyTooLarge("the content is over the route's limit")
-    return AdmittedRequest(request, route, authority, path)
+    return AdmittedRequest(request, route, authority, path, relaxed_bytes)
 
 
 def _check_upgrade(request: EdgeRequest, route: Route) -> None:
@@ -161,11 +176,17 @@ def _check_upgrade(request: EdgeRequest, route: Route) -> None:
 
 
 def verify(
-    admitted: AdmittedRequest, rules: Rules, keyring: Keyring, sealing_keys: SealingKeys, now_ms: int
+    admitted: AdmittedRequest,
+    rules: Rules,
+    keyring: Keyring,
+    sealing_keys: SealingKeys,
+    now_ms: int,
+    sent_ahead: bytes | None = None,
 ) -> VerifiedRequest:
     """Verify the proof of a guarded request, PCH §4 steps 2 to 8.
 
-    `now_ms`: milliseconds since the epoch. Raises the `pch.errors` class of the first step that fails.
+    `now_ms`: milliseconds since the epoch. `sent_ahead`: the envelope that waits for it (`EvidenceDesk.sent_ahead`).
+    Raises the `pch.errors` class of the first step that fails.
     """
     request, route, settings = admitted.request, admitted.route, rules.config.filter
     message = request.message
@@ -174,7 +195,9 @@ def verify(
     if binding is None:
         raise errors.BindingMissing("the edge vouches for no channel binding")
     # 2
-    proofs = select_proofs(message)
+    evidence = read_claim(request, sent_ahead)
+    enveloped = None if evidence.envelope is None else evidence.envelope.signatures
+    proofs = select_proofs(message, enveloped, envelope_is_lost=evidence.is_lost)
     sent_binding = check_binding_syntax(message)
     # 3
     _check_connection(route, sent_binding, binding)
@@ -194,16 +217,17 @@ def verify(
         max_age_ms=settings.max_age_s * 1000,
         skew_ms=settings.clock_skew_s * 1000,
     )
+    evidence.check_grant(route, challenge)
     # 6
     check_times(proof, now_ms=now_ms, max_age_s=settings.max_age_s, skew_s=settings.clock_skew_s)
     # 7
-    _check_coverage(admitted, proof)
+    _check_coverage(admitted, proof, evidence)
     # 8
     signatures = tuple([_verified(message, each, key) for each, key in zip(proofs.both, keys, strict=True)])
     if any(key.revoked for key in keys):
         raise errors.KeyRevoked("the key was revoked")
     token = spend_token(request.edge_instance, request.stream_id, signatures[0].signature_base)
-    return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, token, _BUILT_HERE)
+    return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, evidence, token, _BUILT_HERE)
 
 
 def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:
@@ -221,8 +245,10 @@ def _verified(message: RequestMessage, proof: Proof, key: KeyEntry) -> VerifiedS
     return VerifiedSignature(proof, key, base)
 
 
-def _check_coverage(admitted: AdmittedRequest, proof: Proof) -> None:
+def _check_coverage(admitted: AdmittedRequest, proof: Proof, evidence: EvidenceClaim) -> None:
     request, route = admitted.request, admitted.route
+    if route.evidence == "required" and evidence.raw is None:
+        raise errors.MissingComponent("the route requires evidence")
     required = required_components(request.message, bound=route.bound, has_content=request.has_content)
     if request.message.lines("upgrade"):
         required = (*required, "upgrade")

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pch.algorithms import ALGORITHMS
 from pch.errors import (
     BindingMismatch,
     ExpiredSignature,
@@ -83,10 +84,14 @@ class Proofs:
         return (self.first,) if self.second_half is None else (self.first, self.second_half)
 
 
-def select_proofs(message: RequestMessage) -> Proofs:
+def select_proofs(
+    message: RequestMessage, enveloped: Mapping[str, bytes] | None = None, *, envelope_is_lost: bool = False
+) -> Proofs:
     """Find the PCH signatures by tag, PCH §3 "Selection" and "Parameters" (§4 step 2).
 
-    Raises `MissingSignature` when no signature is tagged `pch`, `MalformedSignature` for anything out of grammar.
+    `enveloped`: of a relaxed request, the signatures in its envelope by label (PCH §6): ML-DSA's are there, and no
+    others. `envelope_is_lost`: it said that it has one, and has none; what would be in it reads as empty. Raises
+    `MissingSignature` when no signature is tagged `pch`, `MalformedSignature` for anything out of grammar.
     """
     input_lines = message.lines("signature-input")
     signature_lines = message.lines("signature")
@@ -97,6 +102,10 @@ def select_proofs(message: RequestMessage) -> Proofs:
         signatures = parse_signature(signature_lines)
     except HttpSigError as error:
         raise MalformedSignature(str(error)) from error
+    if envelope_is_lost:
+        enveloped = {label: b"" for label, params in inputs.items() if _is_enveloped(params)}
+    if enveloped is not None:
+        signatures |= _from_envelope(inputs, signatures, enveloped)
     if inputs.keys() != signatures.keys():
         raise MalformedSignature("Signature and Signature-Input do not have the same members")
     tagged: dict[str, Proof] = {}
@@ -114,6 +123,23 @@ def select_proofs(message: RequestMessage) -> Proofs:
     if second_half is not None:
         _check_halves(first, second_half)
     return Proofs(first, second_half, foreign)
+
+
+def _from_envelope(
+    inputs: Mapping[str, SignatureParams], in_header: Mapping[str, bytes], enveloped: Mapping[str, bytes]
+) -> Mapping[str, bytes]:
+    """Check that each signature of a relaxed request is in its one place, PCH §6. Raises `MalformedSignature`."""
+    if not in_header.keys().isdisjoint(enveloped):
+        raise MalformedSignature("a label is in the header and in the envelope")
+    if enveloped.keys() != {label for label, params in inputs.items() if _is_enveloped(params)}:
+        raise MalformedSignature("the envelope holds ML-DSA signatures of this protocol, all of them and no others")
+    return enveloped
+
+
+def _is_enveloped(params: SignatureParams) -> bool:
+    """Tell whether this signature's place in a relaxed request is the envelope, PCH §6."""
+    algorithm = ALGORITHMS.get(params.alg or "")
+    return params.tag in {TAG, TAG_SECOND_HALF} and algorithm is not None and algorithm.post_quantum
 
 
 def _check_halves(first: Proof, second: Proof) -> None:

@@ -17,6 +17,7 @@ class Reason(enum.StrEnum):
     ALLOWED = "allowed"
     BODY_PENDING = "body_pending"
     UNGUARDED = "unguarded"
+    EVIDENCE_KEPT = "evidence_kept"
     MISSING_SIGNATURE = "missing_signature"
     MALFORMED_SIGNATURE = "malformed_signature"
     STALE_CHALLENGE = "stale_challenge"

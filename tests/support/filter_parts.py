@@ -14,6 +14,8 @@ from extproc.challenge import issue
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import FilterConfig, load_config
 from extproc.decision import Answer
+from extproc.evidence import EvidenceDesk, EvidenceParts
+from extproc.evidence_log import EvidenceLog
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.memory import MemoryNonceStore
 from extproc.pipeline import Parts, Pipeline
@@ -150,6 +152,8 @@ class FilterParts:
         self.writer = ReceiptWriter(self.store, writer_id=WriterId("11111111-1111-4111-8111-111111111111"))
         self.refusals = RefusalLimiter(self.config.receipts.max_refusal_receipts_per_s)
         self.registry = CollectorRegistry()
+        self.telemetry = Telemetry(self.registry)
+        self.evidence_log = EvidenceLog(self.config.log.dir, self.config.log.origin)
         self.parts = Parts(
             rules=lambda: self.rules,
             keyring=lambda: self.keyring.current,
@@ -158,7 +162,17 @@ class FilterParts:
             writer=self.writer,
             refusals=self.refusals,
             supply=ChallengeSupply(PLAN, self.clock),
-            telemetry=Telemetry(self.registry),
+            telemetry=self.telemetry,
+            evidence=EvidenceDesk(
+                EvidenceParts(
+                    nonce_store=self.nonce_store,
+                    sealing_keys=self.sealing_keys,
+                    log=self.evidence_log,
+                    writer=self.writer,
+                    telemetry=self.telemetry,
+                    random_bytes=self.random,
+                )
+            ),
             clock_ms=self.clock,
             random_bytes=self.random,
         )
@@ -171,6 +185,7 @@ class FilterParts:
     async def stop(self) -> None:
         await self.writer.aclose(5.0)
         await self.nonce_store.close()
+        self.evidence_log.close()
         self.store.close()
 
     async def answer(self, request: EdgeRequest) -> Answer:

@@ -112,7 +112,10 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path) -
             ROUTE + 'algorithms = ["ed25519+ml-dsa-44"]',
             "f.toml: route[1].algorithms: member 1 is not one of ecdsa-p256",
         ),
-        (ROUTE + 'evidence = "required"', 'f.toml: route[1].evidence: "required" is not available'),
+        (ROUTE + 'evidence = "perhaps"', "f.toml: route[1].evidence: must be"),
+        (ROUTE + 'relax = "never"', "f.toml: route[1].relax: must be"),
+        (ROUTE + 'guard = "open"\nrelax = "always"', 'f.toml: route[1].relax: has no effect with guard = "open"'),
+        (ROUTE + "max_field_bytes = 49153", "f.toml: route[1].max_field_bytes: must be"),
         (ROUTE + 'guard = "open"\nsubjects = ["a"]', "f.toml: route[1].subjects: has no effect with guard"),
         (
             ROUTE + 'guard = "open"\nbinding = "tls-exporter"',
