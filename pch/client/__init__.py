@@ -16,9 +16,12 @@ from pch.client.errors import (
     PoolExhausted,
     ResponseTooLarge,
     TimedOut,
+    TokenFailed,
     TooManyRedirects,
+    Unsupported,
 )
 from pch.client.response import Headers, Response
+from pch.client.signers import KeyTypes
 from pch.client.sync_client import Client
 
 __all__ = [
@@ -34,11 +37,14 @@ __all__ = [
     "Headers",
     "HttpStatusError",
     "InvalidRequest",
+    "KeyTypes",
     "NetworkError",
     "PeerFault",
     "PoolExhausted",
     "Response",
     "ResponseTooLarge",
     "TimedOut",
+    "TokenFailed",
     "TooManyRedirects",
+    "Unsupported",
 ]

@@ -20,15 +20,15 @@ from pch.client.settings import ClientSettings
 from pch.client.wire_http import NotSent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
 
-    from pch.algorithms import Signer
     from pch.client.async_connection import AsyncConnection
     from pch.client.exchange import Observer
     from pch.client.request import HeaderTypes, ParamTypes, Request
     from pch.client.response import Response
+    from pch.client.signers import KeyTypes
 
 
 class AsyncClient:
@@ -37,18 +37,19 @@ class AsyncClient:
     For one event loop, any number of tasks. HTTP/2 connections carry up to 8 requests at once, each with a
     challenge of its own; at most `max_connections_per_origin` are open, and further requests wait their turn.
 
-    `key`: a `Signer` or a private JWK. `verify`: True for the system's trust, the path of a PEM file or
-    folder for that trust alone, False for none (testing). `binding`: what this client insists on; it never
-    signs for less. `timeout_s`: the whole of one request, retries included. `follow_redirects`: sign anew for
-    each hop; PCH fields, credentials and other signatures never reach another origin. `observer` sees every
-    answer, also those between. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a
-    `PeerFault` or `ChallengeUnusable`.
+    `key`: a `Signer`, a private JWK, or the two of a hybrid (a JWK Set, or both in a tuple), which then sign
+    every request together. `verify`: True for the system's trust, the path of a PEM file or folder for that
+    trust alone, False for none (testing). `binding`: what this client insists on; it never signs for less.
+    `timeout_s`: the whole of one request, retries included. `follow_redirects`: sign anew for each hop; PCH
+    fields, credentials and other signatures never reach another origin. `observer` sees every answer, also
+    those between. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
+    `ChallengeUnusable`.
     """
 
     def __init__(
         self,
         *,
-        key: Signer | Mapping[str, object],
+        key: KeyTypes,
         verify: bool | str | Path = True,
         http2: bool = True,
         binding: str = "tls-exporter",

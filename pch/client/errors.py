@@ -16,6 +16,14 @@ class InvalidRequest(ClientError, ValueError):
     """The caller asked for something that cannot be sent (our side's fault)."""
 
 
+class Unsupported(InvalidRequest):
+    """The key is of a kind, or in a place, that this installation cannot sign with."""
+
+
+class TokenFailed(ClientError):
+    """The token that keeps the key did not sign."""
+
+
 class NetworkError(ClientError):
     """The server was not reached, or stopped answering."""
 

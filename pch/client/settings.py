@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from pch.client.errors import InvalidRequest, TooManyRedirects
 from pch.client.exchange import ExchangeSettings, Observer
 from pch.client.limits import MAX_CONNECTIONS_PER_ORIGIN
+from pch.client.signers import KeyTypes, signers_of
 from pch.client.tls_session import TlsContext
-from pch.keys import KeyFormatError, private_key_from_jwk
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from pch.algorithms import Signer
     from pch.client.request import Request
     from pch.client.response import Response
 
@@ -27,7 +26,7 @@ class ClientSettings:
     def __init__(
         self,
         *,
-        key: Signer | Mapping[str, object],
+        key: KeyTypes,
         verify: bool | str | Path,
         http2: bool,
         binding: str,
@@ -50,7 +49,7 @@ class ClientSettings:
         self.max_connections_per_origin = max_connections_per_origin
         self.max_response_bytes = max_response_bytes
         self.tls = TlsContext(verify=verify, bound=binding == "tls-exporter", http2=http2)
-        self.exchange = ExchangeSettings((_signer(key),), binding, clock_s, monotonic_s, observer)
+        self.exchange = ExchangeSettings(signers_of(key), binding, clock_s, monotonic_s, observer)
 
     def check_sendable(self, request: Request) -> None:
         """Raise `InvalidRequest` for a request that cannot have the binding this client is set to."""
@@ -69,12 +68,3 @@ class ClientSettings:
         if request.url.origin.is_tls and not url.origin.is_tls:
             raise TooManyRedirects("a redirect leads from https to http")
         return request.redirected(url, response.status)
-
-
-def _signer(key: Signer | Mapping[str, object]) -> Signer:
-    if not isinstance(key, Mapping):
-        return key
-    try:
-        return private_key_from_jwk(key)
-    except KeyFormatError as error:
-        raise InvalidRequest(f"the key is not usable: {error}") from error

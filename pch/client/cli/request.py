@@ -11,13 +11,14 @@ from pch.client.cli.terminal import (
     EXIT_REFUSED,
     Verbs,
     add_json,
+    add_key,
     add_message,
     body_bytes,
     header_pairs,
     method_of,
+    open_signers,
     out,
     out_json,
-    read_signer,
 )
 from pch.client.limits import DEFAULT_TIMEOUT_S
 from pch.client.sync_client import Client
@@ -37,7 +38,7 @@ def register(verbs: Verbs) -> None:
         description="Connect, get a challenge, sign for this connection, send, print the answer's content.",
     )
     add_message(parser)
-    parser.add_argument("--key", required=True, metavar="FILE", help="private JWK, - for standard input")
+    add_key(parser)
     trust = parser.add_mutually_exclusive_group()
     trust.add_argument("--cacert", metavar="PATH", help="trust these certificates alone; default: the system's")
     trust.add_argument("--insecure", "-k", action="store_true", help="do not check the server's certificate")
@@ -54,15 +55,18 @@ def register(verbs: Verbs) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Send the request. Returns 0 for a 2xx answer, else 1."""
     verify = False if arguments.insecure else arguments.cacert or True
-    with Client(
-        key=read_signer(arguments.key),
-        verify=verify,
-        http2=not arguments.http1,
-        binding=arguments.binding,
-        timeout_s=arguments.timeout,
-        follow_redirects=arguments.location,
-        observer=_tell if arguments.verbose else None,
-    ) as client:
+    with (
+        open_signers(arguments) as signers,
+        Client(
+            key=signers,
+            verify=verify,
+            http2=not arguments.http1,
+            binding=arguments.binding,
+            timeout_s=arguments.timeout,
+            follow_redirects=arguments.location,
+            observer=_tell if arguments.verbose else None,
+        ) as client,
+    ):
         response = client.request(
             method_of(arguments), arguments.url, headers=header_pairs(arguments.header), content=body_bytes(arguments)
         )

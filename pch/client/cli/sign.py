@@ -9,15 +9,16 @@ from pch.client.cli.terminal import (
     EXIT_DONE,
     Verbs,
     add_json,
+    add_key,
     add_message,
     binding_bytes,
     body_bytes,
     challenge_text,
     header_pairs,
     method_of,
+    open_signers,
     out,
     out_json,
-    read_signer,
 )
 from pch.client.limits import DEFAULT_MAX_AGE_S
 from pch.client.request import make_request
@@ -36,7 +37,7 @@ def register(verbs: Verbs) -> None:
         "sender must own the connection whose exporter is given.",
     )
     add_message(parser)
-    parser.add_argument("--key", required=True, metavar="FILE", help="private JWK, - for standard input")
+    add_key(parser)
     parser.add_argument("--challenge", required=True, help="the 60 characters of PCH-Challenge")
     parser.add_argument("--binding-hex", default="none", metavar="HEX", help="the 32 exporter bytes; default: none")
     parser.add_argument("--cover", action="append", default=[], metavar="FIELD", help="sign this field of -H too")
@@ -50,20 +51,22 @@ def run(arguments: argparse.Namespace) -> int:
     request = make_request(
         method_of(arguments), arguments.url, headers=header_pairs(arguments.header), content=body_bytes(arguments)
     )
-    signed = sign_request(
-        request.message(),
-        request.body,
-        signers=(read_signer(arguments.key),),
-        challenge=challenge_text(arguments.challenge),
-        binding=binding_bytes(arguments.binding_hex),
-        created_s=int(time.time()) if arguments.created is None else arguments.created,
-        max_age_s=DEFAULT_MAX_AGE_S,
-        cover=arguments.cover,
-    )
+    with open_signers(arguments) as signers:
+        signed = sign_request(
+            request.message(),
+            request.body,
+            signers=signers,
+            challenge=challenge_text(arguments.challenge),
+            binding=binding_bytes(arguments.binding_hex),
+            created_s=int(time.time()) if arguments.created is None else arguments.created,
+            max_age_s=DEFAULT_MAX_AGE_S,
+            cover=arguments.cover,
+        )
     fields = [[name, value.decode("ascii")] for name, value in signed.added]
     if arguments.json:
-        base = signed.bases[0].decode("ascii")
-        out_json({"method": request.method, "url": str(request.url), "headers": fields, "signature_base": base})
+        bases = [base.decode("ascii") for base in signed.bases]
+        told = {"method": request.method, "url": str(request.url), "headers": fields}
+        out_json({**told, "signature_base": bases[0], "signature_bases": bases})
     else:
         for name, value in fields:
             out(f"{name}: {value}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 from pch.client.challenge import parse_challenge_text
 from pch.client.errors import ChallengeSyntaxError
 from pch.client.limits import MAX_FIELD_FILE_BYTES, MAX_KEY_FILE_BYTES, MAX_REQUEST_BODY_BYTES
+from pch.client.pkcs11_key import SCHEME, Pkcs11Signer
+from pch.client.signers import signers_of
 from pch.keys import KeyFormatError, private_key_from_jwk
 from pch.proof import BINDING_BYTES
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator, Mapping
 
     from pch.algorithms import Signer
     from pch.client.challenge import ChallengeText
@@ -59,19 +63,54 @@ def read_bounded(path: str, limit_bytes: int) -> bytes:
 
 
 def read_signer(path: str) -> Signer:
-    """Read a private JWK; others' right to read the file is told on standard error. Raises `UsageError`."""
+    """Read the one private JWK in a file. Raises `UsageError`."""
+    try:
+        return private_key_from_jwk(_read_jwk(path))
+    except KeyFormatError as error:
+        raise UsageError(f"{path} is not a usable private JWK: {error}") from error
+
+
+def _read_jwk(path: str) -> dict[str, object]:
+    """Read a JWK or JWK Set; others' right to read the file is told on standard error. Raises `UsageError`."""
     data = read_bounded(path, MAX_KEY_FILE_BYTES)
     if path != "-" and os.name == "posix" and stat.S_IMODE(Path(path).stat().st_mode) & 0o077:
         sys.stderr.write(f"pch: warning: {path} is open to other users; chmod 600 it\n")
     try:
         jwk = json.loads(data)
-        if not isinstance(jwk, dict):
-            raise UsageError(f"{path} is not a JWK")
-        return private_key_from_jwk(jwk)
-    except KeyFormatError as error:
-        raise UsageError(f"{path} is not a usable private JWK: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON") from error
+    except (ValueError, RecursionError):
+        # Not chained: the parser's error holds the whole document.
+        raise UsageError(f"{path} is not JSON") from None
+    if not isinstance(jwk, dict):
+        raise UsageError(f"{path} is not a JWK")
+    return jwk
+
+
+def add_key(parser: argparse.ArgumentParser) -> None:
+    """Add --key and --alg."""
+    parser.add_argument(
+        "--key",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="private JWK or JWK Set, - for standard input, or a pkcs11: URI; twice for the halves of a hybrid",
+    )
+    parser.add_argument("--alg", metavar="NAME", help="sign with this algorithm, or hybrid, of what the keys can do")
+
+
+@contextlib.contextmanager
+def open_signers(arguments: argparse.Namespace) -> Iterator[tuple[Signer, ...]]:
+    """Read the keys of --key, and log out of their tokens at the end.
+
+    Raises `UsageError`, `InvalidRequest`, `TokenFailed`.
+    """
+    with contextlib.ExitStack() as tokens:
+        keys: list[Signer | Mapping[str, object]] = []
+        for path in arguments.key:
+            if path.startswith(SCHEME):
+                keys.append(tokens.enter_context(contextlib.closing(Pkcs11Signer(path))))
+            else:
+                keys.append(_read_jwk(path))
+        yield signers_of(keys, arguments.alg)
 
 
 def header_pairs(lines: list[str]) -> list[tuple[str, str]]:
