@@ -108,7 +108,7 @@ CONTENT = (
     refused("signed content, nothing sent", Reason.BAD_CONTENT_DIGEST, lambda a: a.send(a.signed(post(a)).but(body=b""))),
     refused("signed empty, content sent", Reason.BAD_CONTENT_DIGEST, lambda a: a.send(a.signed(post(a, b""), components=(*COVERED, "content-digest"), digest=content_digest(b"")).but(body=b"x"))),
     *(
-        by_edge(f"content of {size} bytes, {framing}", 413, lambda a, size=size, framing=framing: a.send(a.signed(post(a, b"x" * size, framing=framing))), reason=Reason.BODY_TOO_LARGE)
+        refused(f"content of {size} bytes, {framing}", Reason.BODY_TOO_LARGE, lambda a, size=size, framing=framing: a.send(a.signed(post(a, b"x" * size, framing=framing))))
         for size in (65537, 200_000)
         for framing in ("length", "chunked")
     ),

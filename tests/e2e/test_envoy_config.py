@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -59,9 +59,21 @@ def test_admin_is_on_loopback_and_the_filter_cannot_fail_open() -> None:
     manager = http_connection_manager(document["static_resources"]["listeners"][0])
     filters = [each["name"] for each in manager["http_filters"]]
     assert filters[0] == "envoy.filters.http.dynamic_modules"
-    assert [name.rpartition(".")[2] for name in filters[-3:]] == ["ext_authz", "rbac", "router"]
-    authz = manager["http_filters"][-3]["typed_config"]
+    bodies = ["signet.body", "signet.body_length", "signet.body_in_hand"]
+    assert filters[-6:] == [
+        "envoy.filters.http.ext_authz",
+        "envoy.filters.http.rbac",
+        *bodies,
+        "envoy.filters.http.router",
+    ]
+    authz = manager["http_filters"][-6]["typed_config"]
     assert not authz["failure_mode_allow"]
+    proc = _ext_proc(manager["http_filters"][-4])
+    assert not proc["failure_mode_allow"]
+    assert not proc["allow_mode_override"]
+    assert "request_attributes" not in proc
+    told = {each["key"]: each["value"] for each in authz["grpc_service"]["initial_metadata"]}
+    assert told["x-signet-edge-body-bytes"] == str(authz["with_request_body"]["max_request_bytes"])
     assert "filter_enabled" not in authz
     disabled = [
         route["name"]
@@ -72,10 +84,17 @@ def test_admin_is_on_loopback_and_the_filter_cannot_fail_open() -> None:
     assert disabled == ["early_data"], "only a route that answers by itself may leave the filter out"
 
 
+def _ext_proc(composite: dict[str, Any]) -> dict[str, Any]:
+    tree = composite["typed_config"]["xds_matcher"]["matcher_tree"]
+    (action,) = tree["exact_match_map"]["map"].values()
+    config: dict[str, Any] = action["action"]["typed_config"]["typed_config"]["typed_config"]
+    return config
+
+
 # -- headers
 
 FORGED = [
-    "x-signet-subject", "X-Signet-Subject", "x-signet-key-id", "x-signet-receipt", "x-signet-anything",
+    "x-signet-subject", "X-Signet-Subject", "x-signet-key-id", "x-signet-body", "x-signet-receipt", "x-signet-anything",
     "x-original-url", "x-original-uri", "x-rewrite-url", "x-http-method-override", "x-http-method",
     "x-method-override", "x-forwarded-host",
     "x-forwarded-prefix", "x-forwarded-port", "x-original-host", "x-host", "forwarded", "proxy", "x-envoy-retry-on",

@@ -80,7 +80,7 @@ class FilterCalls:
 
     def start(self, request: CheckRequest, *, edge: str = "edge-1") -> grpc.Future:
         """Begin a call; `result()` gives the answer's bytes."""
-        metadata = (("x-signet-edge-instance", edge),)
+        metadata = (("x-signet-edge-instance", edge), ("x-signet-edge-body-bytes", "131072"))
         return self.raw.future(request.SerializeToString(), CALL_TIMEOUT_S, metadata, wait_for_ready=True)
 
     def health(self, service: str = "") -> str:
