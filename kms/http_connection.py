@@ -1,0 +1,160 @@
+"""HTTP connections of the service: bounded in number, in header bytes, and in how long a peer may take.
+
+uvicorn (httptools) parses and frames. What it leaves open is closed here: it has no bound on header bytes, waits for
+ever for a first or an unfinished request, and for a peer that reads nothing (CONFIG.md §3, CONCURRENCY.md §5).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from kms.error_envelope import encode_envelope
+from kms.errors import Backpressure, BadRequest, KmsError
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from kms.config_sections import KmsConfig
+    from kms.telemetry import Telemetry
+
+MAX_HEADER_BYTES: Final = 16_384
+SWEEP_INTERVAL_S: Final = 0.25
+_UCRED: Final = struct.Struct("3i")
+_REASONS: Final = {400: b"Bad Request", 503: b"Service Unavailable", 429: b"Too Many Requests"}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionRules:
+    """What every connection of one listener is held to. `config`: gives the settings in force."""
+
+    config: Callable[[], KmsConfig]
+    telemetry: Telemetry
+    wall_ms: Callable[[], int]
+    unix: bool
+
+
+class KmsConnection(HttpToolsProtocol):
+    """One connection. The event loop owns it; `sweep` looks at all of them."""
+
+    rules: ConnectionRules
+
+    _began_s: float | None = None  # when the first byte of an unfinished request came
+    _stalled_since_s: float | None = None  # since when the peer has taken nothing of an answer
+    _header_bytes: int = 0
+    _in_headers: bool = True
+    _refused: bool = False
+    _buffered: int = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, or refuse it: too many, or a neighbour that is not on the list."""
+        super().connection_made(transport)
+        self._began_s = self.loop.time()
+        if self.rules.unix:
+            uid = peer_uid(transport.get_extra_info("socket"))
+            if uid not in self.rules.config().unix.allowed_uids:
+                self._refused = True
+                self.rules.telemetry.rejected.labels("peer_uid").inc()
+                transport.abort()
+                return
+            self.client = (f"uid:{uid}", 0)
+        if len(self.connections) > self.rules.config().max_conns:
+            self.rules.telemetry.rejected.labels("max_conns").inc()
+            self._answer_and_close(Backpressure("too many connections", reason="max_conns"))
+
+    def data_received(self, data: bytes) -> None:
+        """Feed the parser, unless the header is longer than it may be."""
+        if self._refused:
+            return
+        if self._in_headers:
+            if self._began_s is None:
+                self._began_s = self.loop.time()
+            self._header_bytes += len(data)
+        super().data_received(data)
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self.rules.telemetry.rejected.labels("header_too_large").inc()
+            self._answer_and_close(BadRequest("the request's header is too large", reason="header_too_large"))
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        if self._began_s is None:
+            self._began_s = self.loop.time()
+        self._in_headers = True
+
+    def on_headers_complete(self) -> None:
+        """Let the application begin."""
+        self._in_headers, self._header_bytes = False, 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request: what follows is the next one."""
+        super().on_message_complete()
+        self._began_s, self._in_headers = None, True
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP with the envelope instead of a plain text."""
+        self.rules.telemetry.rejected.labels("bad_request").inc()
+        self._answer_and_close(BadRequest("not a valid HTTP request"))
+
+    def handle_websocket_upgrade(self) -> None:
+        """Refuse: there is nothing to upgrade to."""
+        self._answer_and_close(BadRequest("this service has no other protocol to offer"))
+
+    def look(self, now_s: float) -> None:
+        """Close the connection when its peer takes too long to send a request or to take an answer."""
+        config = self.rules.config()
+        if self._began_s is not None and now_s - self._began_s > config.read_timeout_ms / 1000:
+            self._time_out("read")
+            return
+        waiting = self.transport.get_write_buffer_size()
+        if waiting == 0 or waiting < self._buffered:
+            self._stalled_since_s = None
+        elif self._stalled_since_s is None:
+            self._stalled_since_s = now_s
+        elif now_s - self._stalled_since_s > config.write_timeout_ms / 1000:
+            self._time_out("write")
+        self._buffered = waiting
+
+    def _time_out(self, op: str) -> None:
+        self.rules.telemetry.io_timeouts.labels(op).inc()
+        self.transport.abort()
+
+    def _answer_and_close(self, error: KmsError) -> None:
+        self._refused = True
+        body = encode_envelope(error, self.rules.wall_ms(), f"r-{os.urandom(8).hex()}")
+        lines = [
+            b"HTTP/1.1 %d %b" % (error.http_status, _REASONS[error.http_status]),
+            b"content-type: application/json",
+            b"content-length: %d" % len(body),
+            b"x-corr-id: %b" % str(uuid.uuid4()).encode(),
+            b"connection: close",
+        ]
+        if error.retryable:
+            lines.append(b"retry-after: 1")
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
+        self.transport.close()
+
+
+def connection_class(rules: ConnectionRules) -> type[KmsConnection]:
+    """Make the protocol class of one listener."""
+    return type("KmsConnection", (KmsConnection,), {"rules": rules})
+
+
+def peer_uid(connected: Any) -> int:
+    """Read the uid of a UNIX socket's peer, as it was when it connected (SO_PEERCRED)."""
+    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    return int(_UCRED.unpack(raw)[1])
+
+
+def sweep(connections: set[Any], now_s: float) -> None:
+    """Look at every connection once."""
+    for connection in tuple(connections):
+        connection.look(now_s)

@@ -1,0 +1,1 @@
+"""Generated from the service's .proto; see docs/reference/kms.md."""
