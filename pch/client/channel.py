@@ -38,10 +38,12 @@ class OriginClock:
 class Channel:
     """One connection as signing sees it. Owned by its connection, used by one thread or loop at a time.
 
-    `binding`: the 32 exporter bytes, None without one. `unguarded`: asking for a challenge brought none.
+    `binding`: the 32 exporter bytes, None without one. `unguarded`: asking for a challenge brought none. `relaxing`:
+    the last offer of a challenge asked for relaxed evidence (PCH §6).
     """
 
     binding: bytes | None
     clock: OriginClock
     challenges: ChallengePool = field(default_factory=ChallengePool)
     unguarded: bool = False
+    relaxing: bool = False

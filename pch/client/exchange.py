@@ -1,10 +1,11 @@
 """Decide what one request sends next, and when its answer is final (PCH §5, §9). Pure: drivers do the I/O.
 
-1. A challenge is at hand: sign for this connection and send. 2. None is, and the request has content or
-changes something: ask by HEAD, so that content travels once and nothing is done twice. 3. Else send it
-unsigned: a guarded route answers 401 with a challenge and does nothing. 4. A refused signed request is signed
-again once, if its reason allows it. A challenge never leaves the connection it came on, and no proof is ever
-used on another connection.
+1. A challenge is at hand: sign for this connection and send. 2. None is, and the request has content or changes
+something: ask by HEAD, so that content travels once and nothing is done twice. 3. Else send it unsigned: a guarded
+route answers 401 with a challenge and does nothing. 4. A refused signed request is signed again once, if its reason
+allows it. 5. One that is told that its header is over budget goes out again once with evidence and ML-DSA signatures
+in an envelope, before its content or, without any, ahead of it. A challenge never leaves the connection it came on,
+and no proof is ever used on another connection.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ from pch.client.challenge import (
     parse_www_authenticate,
 )
 from pch.client.errors import ChallengeSyntaxError, ChallengeUnusable, ConnectionLost, NetworkError
-from pch.client.limits import MAX_LOST_CONNECTIONS, MAX_SIGNED_RETRIES, MAX_UNSIGNED_SENDS
+from pch.client.limits import (
+    MAX_LOST_CONNECTIONS,
+    MAX_RELAX_ROUNDS,
+    MAX_SIGNED_RETRIES,
+    MAX_UNSIGNED_SENDS,
+)
+from pch.client.relaxing import is_relaxable, sign_with_evidence
 from pch.client.response import Headers, Response
-from pch.client.signing import sign_request
 from pch.reasons import Reason
+from pch.relaxed import RELAX_FIELD, RELAX_HINT, RELAXED_FIELD, is_relax_offer
 
 if TYPE_CHECKING:
     from pch.algorithms import Signer
@@ -49,11 +56,22 @@ SIGN_AGAIN: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """One request as it goes out. `bases`: the signature bases if it is signed, else empty."""
+    """One request as it goes out.
+
+    `bases`: the signature bases if it is signed, else empty. `envelope`: goes before the content. `is_ahead`: it brings
+    the envelope of the request that follows it.
+    """
 
     request: Request
     headers: HeaderLines
     bases: tuple[bytes, ...] = ()
+    envelope: bytes = b""
+    is_ahead: bool = False
+
+    @property
+    def content(self) -> bytes:
+        """Give all that follows the header."""
+        return self.envelope + self.request.body if self.envelope else self.request.body
 
     @property
     def is_signed(self) -> bool:
@@ -78,13 +96,18 @@ Observer = Callable[[WireRequest, Answer], None]
 
 @dataclass(frozen=True, slots=True)
 class ExchangeSettings:
-    """What all exchanges of one client share. Clocks: `clock_s` since the epoch, `monotonic_s` for ages."""
+    """What all exchanges of one client share. Clocks: `clock_s` since the epoch, `monotonic_s` for ages.
+
+    `evidence`: canonical bytes (PCH §7). `relax`: auto, always or never.
+    """
 
     signers: tuple[Signer, ...]
     binding: str
     clock_s: Callable[[], float]
     monotonic_s: Callable[[], float]
     observer: Observer | None = None
+    evidence: bytes | None = None
+    relax: str = "auto"
 
     @property
     def algorithm(self) -> str:
@@ -100,6 +123,10 @@ class Exchange:
         self._settings = settings
         self._reserved: tuple[Channel, ChallengeText] | None = None
         self._sent: WireRequest | None = None
+        self._following: tuple[Channel, WireRequest] | None = None
+        self._asked_to_relax = False
+        self._relax_rounds = 0
+        self._evidence_unwanted = False
         self._probed = False
         self._sends = 0
         self._unsigned_sends = 0
@@ -108,9 +135,11 @@ class Exchange:
 
     def next_request(self, channel: Channel) -> WireRequest:
         """Build what goes out next on the connection of `channel`."""
-        challenge = self._take_challenge(channel)
+        following, self._following = self._following, None
         request = self._request
-        if challenge is not None:
+        if following and following[0] is channel:
+            self._sent = following[1]
+        elif (challenge := self._take_challenge(channel)) is not None:
             self._sent = self._sign(channel, challenge)
         elif request.asks_first and not channel.unguarded and not self._probed:
             self._probed = True
@@ -132,9 +161,13 @@ class Exchange:
         if self._settings.observer:
             self._settings.observer(sent, answer)
         response = self._response(sent, answer)
+        if sent.is_ahead:
+            return self._after_ahead(response)
         if sent.is_signed and response.reason == Reason.STALE_CHALLENGE:
             channel.challenges.clear()
-        offered = parse_www_authenticate(answer.headers.all("www-authenticate")) if answer.status == 401 else None
+        offered = (
+            parse_www_authenticate(answer.headers.all("www-authenticate")) if answer.status in {401, 431} else None
+        )
         self._keep(channel, response, offered)
         if sent.request is not self._request:
             self._after_probe(channel, response, offered)
@@ -151,7 +184,8 @@ class Exchange:
         (RFC 9110 §9.2.2).
         """
         self._lost += 1
-        idempotent = self._sent is None or self._sent.request.is_idempotent
+        # An envelope that is lost does nothing: the request that it is for did not go out.
+        idempotent = self._sent is None or self._sent.is_ahead or self._sent.request.is_idempotent
         again = unsent or (reused and idempotent and isinstance(error, ConnectionLost))
         if not again or self._lost > MAX_LOST_CONNECTIONS:
             raise error
@@ -163,21 +197,52 @@ class Exchange:
         return channel.challenges.take(self._settings.monotonic_s())
 
     def _sign(self, channel: Channel, challenge: ChallengeText) -> WireRequest:
-        signed = sign_request(
+        relaxed = self._relaxes(channel)
+        signed = sign_with_evidence(
             self._request.message(),
             self._request.body,
+            evidence=self._evidence,
+            relax=relaxed,
             signers=self._settings.signers,
             challenge=challenge,
             binding=channel.binding,
             created_s=channel.clock.now_s(self._settings.clock_s()),
             max_age_s=channel.challenges.max_age_s,
         )
-        return WireRequest(self._request, signed.message.headers, signed.bases)
+        before = signed.envelope if self._request.body else b""
+        wire = WireRequest(self._request, signed.headers, signed.bases, before)
+        if not relaxed or before:
+            return wire
+        self._following = (channel, wire)
+        ahead = self._request.ahead(challenge, signed.envelope)
+        return WireRequest(ahead, ahead.headers, is_ahead=True)
+
+    @property
+    def _evidence(self) -> bytes | None:
+        return None if self._evidence_unwanted else self._settings.evidence
+
+    def _relaxes(self, channel: Channel) -> bool:
+        """Tell whether the next signed request is relaxed (PCH §6): when asked to, and when that moves anything."""
+        wanted = self._asked_to_relax or channel.relaxing or self._settings.relax == "always"
+        return wanted and self._settings.relax != "never" and self._can_relax(channel)
+
+    def _can_relax(self, channel: Channel) -> bool:
+        has_place = bool(self._request.body) or channel.binding is not None
+        return has_place and is_relaxable(self._evidence, self._settings.signers)
+
+    def _after_ahead(self, response: Response) -> Response | None:
+        """Go on with the request that the envelope is for; if it was not taken in, that is the answer."""
+        if response.status == 204:
+            return None
+        self._following = None
+        return response
 
     def _keep(self, channel: Channel, response: Response, offered: PchChallenge | None) -> None:
         """Reserve the challenge of a 401 for this request, and pool the others for the next ones."""
         if offered:
             channel.challenges.max_age_s = offered.max_age_s
+            channel.relaxing = RELAX_HINT in offered.hints
+            self._evidence_unwanted = offered.evidence == "none"
             self._reserved = (channel, offered.challenge)
         own = offered.challenge if offered else None
         fresh = [challenge for challenge in response.challenges if challenge != own]
@@ -202,15 +267,29 @@ class Exchange:
                 return False
             self._check_usable(offered, response)
             channel.unguarded = False
-            return self._unsigned_sends < MAX_UNSIGNED_SENDS or not answer.connection_ended
+            return answer.status == 401 and (self._unsigned_sends < MAX_UNSIGNED_SENDS or not answer.connection_ended)
+        if answer.status == 431:
+            return self._relaxes_now(channel, sent, answer, offered)
         if self._signed_retries >= MAX_SIGNED_RETRIES or not self._may_sign_again(answer, response, offered):
             return False
         if offered:
             self._check_usable(offered, response)
         self._signed_retries += 1
+        # A challenge that comes with a 401 grants nothing unless it says so.
+        self._asked_to_relax = False
         if response.reason == Reason.EXPIRED_SIGNATURE:
             channel.clock.correct(answer.headers.get("date"), self._settings.clock_s())
         return True
+
+    def _relaxes_now(self, channel: Channel, sent: WireRequest, answer: Answer, offered: PchChallenge | None) -> bool:
+        """Tell whether a 431 is answered by a relaxed request."""
+        offers = offered is not None and is_relax_offer(answer.headers.all(RELAX_FIELD))
+        was_relaxed = any(name == RELAXED_FIELD for name, _ in sent.headers)
+        if not offers or was_relaxed or self._settings.relax == "never" or not self._can_relax(channel):
+            return False
+        self._asked_to_relax = True
+        self._relax_rounds += 1
+        return self._relax_rounds <= MAX_RELAX_ROUNDS
 
     def _may_sign_again(self, answer: Answer, response: Response, offered: PchChallenge | None) -> bool:
         if response.reason == Reason.BINDING_MISMATCH:
@@ -229,8 +308,8 @@ class Exchange:
             )
         if self._settings.algorithm not in offered.algorithms:
             raise ChallengeUnusable(f"the route does not accept {self._settings.algorithm}", response)
-        if offered.evidence == "required":
-            raise ChallengeUnusable("the route requires evidence, which this client does not send", response)
+        if offered.evidence == "required" and self._settings.evidence is None:
+            raise ChallengeUnusable("the route requires evidence, and this client was given none", response)
 
     def _response(self, sent: WireRequest, answer: Answer) -> Response:
         try:

@@ -28,6 +28,8 @@ SIGNATURE_LIFETIME_S: Final = 30
 
 MAX_SIGNED_RETRIES: Final = 1
 """A refused signed request is signed again this often (PCH §5: once per request)."""
+MAX_RELAX_ROUNDS: Final = 2
+"""How often one request is relaxed because it was over the header budget: once more if it had to be signed again."""
 MAX_UNSIGNED_SENDS: Final = 2
 """How often one request asks for a challenge by going out unsigned."""
 MAX_LOST_CONNECTIONS: Final = 3

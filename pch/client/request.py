@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pch.client.errors import InvalidRequest
 from pch.client.limits import MAX_REQUEST_BODY_BYTES, MAX_REQUEST_HEADER_BYTES, MAX_REQUEST_HEADERS
 from pch.client.signing import SIGNATURE_FIELDS, is_own_field
 from pch.client.url import Url, parse_url
 from pch.httpsig.message import HeaderLines, RequestMessage
+from pch.relaxed import ENVELOPE_TYPE, EVIDENCE_PATH
+
+if TYPE_CHECKING:
+    from pch.client.challenge import ChallengeText
 
 HeaderTypes = Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
 ParamTypes = Mapping[str, str | int | float | bool] | Sequence[tuple[str, str]]
@@ -58,6 +62,12 @@ class Request:
     def probe(self) -> Request:
         """Give the HEAD request that asks for a challenge: same target, nothing else of the caller's."""
         return Request("HEAD", self.url, (), b"")
+
+    def ahead(self, challenge: ChallengeText, envelope: bytes) -> Request:
+        """Give the request that brings the envelope of a relaxed one without content (PCH §6)."""
+        url = Url(self.url.origin, EVIDENCE_PATH)
+        headers = (("pch-challenge", f'"{challenge}"'.encode("ascii")), ("content-type", ENVELOPE_TYPE.encode("ascii")))
+        return Request("POST", url, headers, envelope)
 
     def redirected(self, url: Url, status: int) -> Request:
         """Give the request that follows a redirect (RFC 9110 §15.4).

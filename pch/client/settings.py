@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pch.client.errors import InvalidRequest, TooManyRedirects
 from pch.client.exchange import ExchangeSettings, Observer
 from pch.client.limits import MAX_CONNECTIONS_PER_ORIGIN
 from pch.client.signers import KeyTypes, signers_of
 from pch.client.tls_session import TlsContext
+from pch.errors import EvidenceRejected
+from pch.evidence import canonical_evidence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from pch.client.request import Request
     from pch.client.response import Response
 
+RELAX_CHOICES: Final = ("auto", "always", "never")
+"""When evidence and ML-DSA signatures leave the header (PCH §6): when the verifier asks, unasked, or not at all."""
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
@@ -37,7 +41,11 @@ class ClientSettings:
         observer: Observer | None,
         clock_s: Callable[[], float],
         monotonic_s: Callable[[], float],
+        evidence: Mapping[str, Any] | None = None,
+        relax: str = "auto",
     ) -> None:
+        if relax not in RELAX_CHOICES:
+            raise InvalidRequest("relax is auto, always or never")
         if binding not in {"tls-exporter", "none"}:
             raise InvalidRequest("binding is tls-exporter or none")
         if timeout_s <= 0 or max_response_bytes <= 0:
@@ -49,7 +57,9 @@ class ClientSettings:
         self.max_connections_per_origin = max_connections_per_origin
         self.max_response_bytes = max_response_bytes
         self.tls = TlsContext(verify=verify, bound=binding == "tls-exporter", http2=http2)
-        self.exchange = ExchangeSettings(signers_of(key), binding, clock_s, monotonic_s, observer)
+        self.exchange = ExchangeSettings(
+            signers_of(key), binding, clock_s, monotonic_s, observer, _evidence_bytes(evidence), relax
+        )
 
     def check_sendable(self, request: Request) -> None:
         """Raise `InvalidRequest` for a request that cannot have the binding this client is set to."""
@@ -68,3 +78,12 @@ class ClientSettings:
         if request.url.origin.is_tls and not url.origin.is_tls:
             raise TooManyRedirects("a redirect leads from https to http")
         return request.redirected(url, response.status)
+
+
+def _evidence_bytes(evidence: Mapping[str, Any] | None) -> bytes | None:
+    if evidence is None:
+        return None
+    try:
+        return canonical_evidence(evidence)
+    except EvidenceRejected as error:
+        raise InvalidRequest(f"the evidence is not what PCH §7 says: {error}") from error

@@ -32,7 +32,7 @@ from pch.proof import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pch.algorithms import Signer
     from pch.client.challenge import ChallengeText
@@ -47,12 +47,13 @@ class SignedRequest:
     """A request with its proof.
 
     `message`: all field lines as sent. `added`: the lines that signing added. `bases`: one signature base per
-    signature.
+    signature. `detached`: signatures that are not in the header, by label.
     """
 
     message: RequestMessage
     added: HeaderLines
     bases: tuple[bytes, ...]
+    detached: Mapping[str, bytes]
 
 
 def sign_request(
@@ -65,20 +66,23 @@ def sign_request(
     created_s: int,
     max_age_s: int,
     cover: Sequence[str] = (),
+    own_fields: HeaderLines = (),
+    detach_post_quantum: bool = False,
 ) -> SignedRequest:
     """Sign `message` for one connection, PCH §3.
 
     `binding`: the 32 exporter bytes of the connection it will be sent on, None on a route with binding
     `none`. `signers`: one, or for a hybrid the classical one and then the ML-DSA one. `created_s`: seconds
-    since the epoch. `cover`: names of further fields of `message` to sign. Raises `InvalidRequest` when the
-    request cannot be signed.
+    since the epoch. `cover`: names of further fields of `message` to sign. `own_fields`: PCH fields to add and
+    cover. `detach_post_quantum`: leave ML-DSA signatures to the envelope of a relaxed request (PCH §6). Raises
+    `InvalidRequest` when the request cannot be signed.
     """
     if not 1 <= len(signers) <= len(TAGS):
         raise InvalidRequest("a request is signed by one key, or by the two of a hybrid")
     if binding is not None and len(binding) != BINDING_BYTES:
         raise InvalidRequest(f"a channel binding has {BINDING_BYTES} bytes")
     _refuse_own_fields(message)
-    fields: list[tuple[str, bytes]] = []
+    fields: list[tuple[str, bytes]] = list(own_fields)
     if binding is not None:
         fields.append((BINDING_FIELD, binding_header(binding)))
     if body:
@@ -102,10 +106,15 @@ def sign_request(
             bases[tag] = signature_base(draft, inputs[tag])
     except HttpSigError as error:
         raise InvalidRequest(f"the request cannot be signed: {error}") from error
-    signatures = {tag: signer.sign(bases[tag]) for tag, signer in zip(TAGS, signers, strict=False)}
+    signatures: dict[str, bytes] = {}
+    detached: dict[str, bytes] = {}
+    for tag, signer in zip(TAGS, signers, strict=False):
+        place = detached if detach_post_quantum and signer.algorithm.post_quantum else signatures
+        place[tag] = signer.sign(bases[tag])
     fields.append(("signature-input", serialise_signature_input(inputs).encode("ascii")))
-    fields.append(("signature", serialise_signature(signatures).encode("ascii")))
-    return SignedRequest(_with(message, fields), tuple(fields), tuple(bases.values()))
+    if signatures:
+        fields.append(("signature", serialise_signature(signatures).encode("ascii")))
+    return SignedRequest(_with(message, fields), tuple(fields), tuple(bases.values()), detached)
 
 
 def is_own_field(name: str) -> bool:

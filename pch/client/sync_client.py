@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pch.client.errors import ConnectionLost, TooManyRedirects
 from pch.client.exchange import Exchange
@@ -19,7 +19,7 @@ from pch.client.sync_pool import SyncPool
 from pch.client.wire_http import NotSent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
 
@@ -42,7 +42,9 @@ class Client:
     trust alone, False for none (testing). `binding`: what this client insists on; it never signs for less.
     `timeout_s`: the whole of one request, retries included. `follow_redirects`: sign anew for each hop; PCH
     fields, credentials and other signatures never reach another origin. `observer` sees every answer, also
-    those between. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
+    those between. `evidence`: a document of PCH §7, sent with every signed request that does not decline it.
+    `relax`: `auto` moves evidence and ML-DSA signatures out of the header when the verifier asks, `always` unasked,
+    `never` not even then. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
     `ChallengeUnusable`.
     """
 
@@ -58,6 +60,8 @@ class Client:
         max_connections_per_origin: int = MAX_CONNECTIONS_PER_ORIGIN,
         max_response_bytes: int = MAX_RESPONSE_BODY_BYTES,
         observer: Observer | None = None,
+        evidence: Mapping[str, Any] | None = None,
+        relax: str = "auto",
         clock_s: Callable[[], float] = time.time,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -73,6 +77,8 @@ class Client:
             observer=observer,
             clock_s=clock_s,
             monotonic_s=monotonic_s,
+            evidence=evidence,
+            relax=relax,
         )
         self._pool = SyncPool(self._settings.tls, max_connections_per_origin)
 

@@ -40,15 +40,16 @@ def core_request(origin: Origin, wire: WireRequest, *, http2: bool) -> httpcore.
         if name.decode("ascii") not in names
     ]
     headers += [(name.encode("ascii"), value) for name, value in wire.headers]
-    if request.body or (request.method in _CONTENT_EXPECTED and not http2):
-        headers.append((b"content-length", str(len(request.body)).encode("ascii")))
+    content = wire.content
+    if content or (request.method in _CONTENT_EXPECTED and not http2):
+        headers.append((b"content-length", str(len(content)).encode("ascii")))
     url = httpcore.URL(
         scheme=origin.scheme.encode("ascii"),
         host=origin.host.encode("ascii"),
         port=origin.port,
         target=request.url.target.encode("ascii"),
     )
-    return httpcore.Request(method=request.method.encode("ascii"), url=url, headers=headers, content=request.body)
+    return httpcore.Request(method=request.method.encode("ascii"), url=url, headers=headers, content=content)
 
 
 def core_origin(origin: Origin) -> httpcore.Origin:

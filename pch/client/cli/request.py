@@ -19,9 +19,12 @@ from pch.client.cli.terminal import (
     open_signers,
     out,
     out_json,
+    read_evidence,
 )
 from pch.client.limits import DEFAULT_TIMEOUT_S
+from pch.client.settings import RELAX_CHOICES
 from pch.client.sync_client import Client
+from pch.relaxed import RELAXED_FIELD
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +46,13 @@ def register(verbs: Verbs) -> None:
     trust.add_argument("--cacert", metavar="PATH", help="trust these certificates alone; default: the system's")
     trust.add_argument("--insecure", "-k", action="store_true", help="do not check the server's certificate")
     parser.add_argument("--binding", default="tls-exporter", choices=("tls-exporter", "none"))
+    parser.add_argument("--evidence", metavar="FILE", help="evidence to send, a JSON object of PCH §7")
+    parser.add_argument(
+        "--relax",
+        default="auto",
+        choices=RELAX_CHOICES,
+        help="move evidence and ML-DSA signatures out of the header: auto when the verifier asks, always, never",
+    )
     parser.add_argument("--http1.1", dest="http1", action="store_true", help="do not offer HTTP/2")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")
     parser.add_argument("-L", "--location", action="store_true", help="follow redirects, signing each hop anew")
@@ -65,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
             timeout_s=arguments.timeout,
             follow_redirects=arguments.location,
             observer=_tell if arguments.verbose else None,
+            evidence=None if arguments.evidence is None else read_evidence(arguments.evidence),
+            relax=arguments.relax,
         ) as client,
     ):
         response = client.request(
@@ -111,5 +123,7 @@ def _print(response: Response, *, include: bool) -> None:
 
 
 def _tell(wire: WireRequest, answer: Answer) -> None:
-    how = "signed" if wire.is_signed else "unsigned"
+    how = "envelope" if wire.is_ahead else "signed" if wire.is_signed else "unsigned"
+    if wire.is_signed and any(name == RELAXED_FIELD for name, _ in wire.headers):
+        how = "signed, relaxed"
     sys.stderr.write(f"* {wire.request.method} {wire.request.url} ({how}): {answer.status}\n")

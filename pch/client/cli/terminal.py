@@ -15,6 +15,7 @@ from pch.client.errors import ChallengeSyntaxError
 from pch.client.limits import MAX_FIELD_FILE_BYTES, MAX_KEY_FILE_BYTES, MAX_REQUEST_BODY_BYTES
 from pch.client.pkcs11_key import SCHEME, Pkcs11Signer
 from pch.client.signers import signers_of
+from pch.evidence import unique_members
 from pch.keys import KeyFormatError, private_key_from_jwk
 from pch.proof import BINDING_BYTES
 
@@ -83,6 +84,18 @@ def _read_jwk(path: str) -> dict[str, object]:
     if not isinstance(jwk, dict):
         raise UsageError(f"{path} is not a JWK")
     return jwk
+
+
+def read_evidence(path: str) -> dict[str, Any]:
+    """Read the JSON object in a file; what is in it, the client checks. Raises `UsageError`."""
+    data = read_bounded(path, MAX_FIELD_FILE_BYTES)
+    try:
+        document = json.loads(data, object_pairs_hook=unique_members)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path} is not JSON, or has a member twice") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{path} is not a JSON object")
+    return document
 
 
 def add_key(parser: argparse.ArgumentParser) -> None:
