@@ -13,6 +13,9 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
+from extproc.evidence_log import VERIFIER_KEYS_NAME
+from receipts.canonical_json import canonical
+from receipts.checkpoint_jwks import verifier_jwks
 from receipts.checkpoint_keys import KeyFileError
 from receipts.cli_places import POLICY_NAME, open_signer
 from receipts.errors import StoreCorrupt, StoreError
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from extproc.log_section import LogSection
     from receipts.checkpoint_keys import FileCheckpointSigner
+    from receipts.signed_note import VerifierKey
     from receipts.store import ReceiptStore
 
 LOG: Final = logging.getLogger("extproc.log")
@@ -110,8 +114,11 @@ class LogIntegrator:
 
     def _work(self, writer: LogWriter, store: ReceiptStore, signer: FileCheckpointSigner) -> None:
         look_at_keys_s = 0.0
+        published: tuple[VerifierKey, ...] = ()
         while not self._stop.is_set():
             try:
+                # Before a head that they sign is seen: workers hold clients' checkpoints against them (PCH §7).
+                published = self._publish_keys(signer, published)
                 pause_s = 0.0 if writer.step() else self._section.poll_interval_ms / 1000
                 self._problem = None
                 if time.monotonic() >= look_at_keys_s:
@@ -137,6 +144,15 @@ class LogIntegrator:
             random_bytes=os.urandom,
         )
         LOG.info("the log's keys were rotated: entry %d names the new ones", index)
+
+    def _publish_keys(
+        self, signer: FileCheckpointSigner, published: tuple[VerifierKey, ...]
+    ) -> tuple[VerifierKey, ...]:
+        """Keep the log's public keys beside it, as a JWK set, and give them; `published` are there already."""
+        keys = signer.verifier_keys()
+        if keys != published:
+            _keep(self._section.dir / VERIFIER_KEYS_NAME, canonical(verifier_jwks(keys)))
+        return keys
 
     def _set_problem(self, code: str, error: Exception) -> None:
         if self._problem != code:
