@@ -66,6 +66,7 @@ class KeyringSection:
     poll_interval_ms: int = field(
         default=500, metadata=rule(Number(50, 1500, "milliseconds; an edit counts within 2 s"))
     )
+    ml_dsa_provider: str = field(default="cryptography", metadata=rule(Choice(("cryptography", "liboqs"))))
 
 
 @dataclass(frozen=True, slots=True)

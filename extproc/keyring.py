@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from extproc.errors import ServerFault
 from extproc.file_watch import FileRefusedError, identity_of, read_file, unchanged
 from extproc.subject import Subject, check_subject
-from pch.algorithms import HYBRIDS, KeyId, hybrid_name
+from pch.algorithms import ALGORITHMS, HYBRIDS, KeyId, hybrid_name
 from pch.errors import UnknownKey
 from pch.keys import KeyFormatError, public_key_from_jwk, thumbprint
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.file_watch import FileIdentity
-    from pch.algorithms import PublicKey
+    from pch.algorithms import Algorithm, PublicKey
 
 LOG: Final = logging.getLogger("signet.keyring")
 MAX_ENTRIES: Final = 100_000
@@ -99,11 +99,13 @@ class Keyring:
         return len(self.entries)
 
 
-def parse_keyring(content: bytes, *, known: Keyring | None = None) -> Keyring:
+def parse_keyring(
+    content: bytes, *, known: Keyring | None = None, algorithms: Mapping[str, Algorithm] = ALGORITHMS
+) -> Keyring:
     """Check the content of a keyring file and build the keyring.
 
-    `known`: a keyring whose decoded keys may be used again, which makes reloading a large file quick. Raises
-    `KeyringError` whose message lacks the file's name.
+    `known`: a keyring whose decoded keys may be used again, which makes reloading a large file quick. `algorithms`: the
+    registry that loads keys. Raises `KeyringError` whose message lacks the file's name.
     """
     try:
         document = json.loads(content, object_pairs_hook=_object, parse_constant=_no_constant)
@@ -120,7 +122,7 @@ def parse_keyring(content: bytes, *, known: Keyring | None = None) -> Keyring:
     known_keys = {} if known is None else known.decoded
     decoded: _DecodedKeys = {}
     for number, item in enumerate(document, 1):
-        entry = _entry(number, item, known_keys, decoded)
+        entry = _entry(number, item, _Decoder(known_keys, decoded, algorithms))
         if entry.key_id in entries:
             raise KeyringError(f"entry {number}: the key is there twice")
         entries[entry.key_id] = entry
@@ -154,9 +156,10 @@ class KeyringFile:
     A change that cannot be used keeps the keyring of before, and `problem` says why.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Load `path`. Raises `KeyringError`."""
+    def __init__(self, path: Path, algorithms: Mapping[str, Algorithm] = ALGORITHMS) -> None:
+        """Load `path`, its keys with the registry `algorithms`. Raises `KeyringError`."""
         self._path = path
+        self._algorithms = algorithms
         self._problem: str | None = None
         self._seen: FileIdentity | None = identity_of(path)
         self._digest = b""
@@ -204,14 +207,14 @@ class KeyringFile:
         if digest == self._digest:
             return False
         try:
-            self._current = parse_keyring(content, known=self._current)
+            self._current = parse_keyring(content, known=self._current, algorithms=self._algorithms)
         except KeyringError as error:
             raise KeyringError(f"{self._path}: {error}") from error
         self._digest = digest
         return True
 
 
-def _entry(number: int, item: object, known_keys: _DecodedKeys, decoded: _DecodedKeys) -> KeyEntry:
+def _entry(number: int, item: object, decoder: _Decoder) -> KeyEntry:
     if not isinstance(item, dict) or not item.keys() <= _MEMBERS:
         raise KeyringError(f"entry {number}: has unknown members, or is no object")
     if not item.keys() >= {"subject", "jwk", "status"}:
@@ -233,7 +236,7 @@ def _entry(number: int, item: object, known_keys: _DecodedKeys, decoded: _Decode
     partner = item.get("partner")
     if partner is not None and not isinstance(partner, str):
         raise KeyringError(f"entry {number}: partner must be a key id")
-    key_id, public_key = _key(number, jwk, known_keys, decoded)
+    key_id, public_key = decoder.key(number, jwk)
     revoked = item["status"] == "revoked"
     half_of = None if partner is None else KeyId(partner)
     return KeyEntry(key_id, subject, public_key, not_before_ms, not_after_ms, revoked, half_of)
@@ -252,24 +255,29 @@ def _check_partner(number: int, entry: KeyEntry, partner: KeyEntry | None) -> No
         raise KeyringError(f"entry {number}: the two keys are no hybrid, which are " + ", ".join(sorted(HYBRIDS)))
 
 
-def _key(
-    number: int, jwk: Mapping[str, Any], known_keys: _DecodedKeys, decoded: _DecodedKeys
-) -> tuple[KeyId, PublicKey]:
-    """Read a JWK, or find it among those that were read before; note it in `decoded`."""
-    members: frozenset[tuple[str, object]] | None
-    try:
-        members = frozenset(jwk.items())
-        found = known_keys.get(members)
-    except TypeError:
-        # A member is a list, such as key_ops: rare, and read anew each time.
-        members = found = None
-    try:
-        key = found or (thumbprint(jwk), public_key_from_jwk(jwk))
-    except KeyFormatError as error:
-        raise KeyringError(f"entry {number}: {error}") from error
-    if members is not None:
-        decoded[members] = key
-    return key
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """Reads JWKs with the registry `algorithms`, or finds them in `known`; notes them in `decoded`."""
+
+    known: _DecodedKeys
+    decoded: _DecodedKeys
+    algorithms: Mapping[str, Algorithm]
+
+    def key(self, number: int, jwk: Mapping[str, Any]) -> tuple[KeyId, PublicKey]:
+        members: frozenset[tuple[str, object]] | None
+        try:
+            members = frozenset(jwk.items())
+            found = self.known.get(members)
+        except TypeError:
+            # A member is a list, such as key_ops: rare, and read anew each time.
+            members = found = None
+        try:
+            key = found or (thumbprint(jwk), public_key_from_jwk(jwk, self.algorithms))
+        except KeyFormatError as error:
+            raise KeyringError(f"entry {number}: {error}") from error
+        if members is not None:
+            self.decoded[members] = key
+        return key
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:

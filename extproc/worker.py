@@ -31,6 +31,7 @@ from extproc.evidence_log import EvidenceLog
 from extproc.ext_authz import ExtAuthz
 from extproc.ext_proc import ExtProc
 from extproc.keyring import KeyringFile
+from extproc.ml_dsa_provider import algorithms_by
 from extproc.nonce_store.choice import open_nonce_store
 from extproc.outcome_recorder import OutcomeRecorder
 from extproc.outcome_telemetry import OutcomeTelemetry
@@ -86,7 +87,7 @@ class Worker:
         config = load_config(config_path, environ, content=None if accepted is None else read_config_file(accepted))
         self._rules: Rules = rules_of(config)
         self._telemetry = Telemetry(REGISTRY)
-        self._keyring = KeyringFile(config.keyring.path)
+        self._keyring = KeyringFile(config.keyring.path, algorithms_by(config.keyring.ml_dsa_provider))
         self._sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
         self._nonce_store = open_nonce_store(config, now_ms)
         self._store = open_store(config.receipts.url)

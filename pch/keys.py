@@ -47,16 +47,16 @@ class KeyFormatError(ValueError):
     """A JWK is not a key that this project accepts. The message names members, never their values."""
 
 
-def public_key_from_jwk(jwk: Mapping[str, object]) -> PublicKey:
+def public_key_from_jwk(jwk: Mapping[str, object], algorithms: Mapping[str, Algorithm] | None = None) -> PublicKey:
     """Read a public JWK, RFC 7517 §4.
 
-    Raises KeyFormatError for private members, an unknown kty or crv, an `alg`, `use` or `key_ops` that
-    contradicts verifying, a wrong length, and a point that is off the curve, of small order or not
-    canonically encoded.
+    `algorithms`: the registry whose entries load the key; None for `pch.algorithms`. Raises KeyFormatError for
+    private members, an unknown kty or crv, an `alg`, `use` or `key_ops` that contradicts verifying, a wrong
+    length, and a point that is off the curve, of small order or not canonically encoded.
     """
     if not PRIVATE_MEMBERS.isdisjoint(jwk):
         raise KeyFormatError("JWK holds a private key")
-    algorithm = _algorithm_of(jwk)
+    algorithm = _algorithm_of(jwk, algorithms)
     _check_purpose(jwk, "verify")
     return _load_public(algorithm, _public_members(algorithm, jwk))
 
@@ -143,11 +143,11 @@ def _required_members(jwk: Mapping[str, object]) -> dict[str, str]:
     return members
 
 
-def _algorithm_of(jwk: Mapping[str, object]) -> Algorithm:
+def _algorithm_of(jwk: Mapping[str, object], algorithms: Mapping[str, Algorithm] | None = None) -> Algorithm:
     kty = _text(jwk, "kty")
     crv = _text(jwk, "crv") if "crv" in jwk else None
     jose_alg = _text(jwk, "alg") if "alg" in jwk else None
-    for algorithm in ALGORITHMS.values():
+    for algorithm in (ALGORITHMS if algorithms is None else algorithms).values():
         # Key types without a curve (AKP) are told apart by alg alone, which is then required.
         alg_agrees = jose_alg in algorithm.jose_algs or (jose_alg is None and crv is not None)
         if (algorithm.kty, algorithm.crv) == (kty, crv) and alg_agrees:

