@@ -1,0 +1,95 @@
+"""Every provider over its real part, for the tests that run over all of them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+from kms.kid import Kid, parse_kid
+from kms.primitive import Primitive
+from kms.providers.file import FileProvider, open_file_provider
+from kms.providers.inmem import InMemoryProvider
+from kms.providers.sealed_root import Kdf, KdfCost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from kms.providers.provider import Provider
+
+PASSPHRASE = b"correct horse battery staple\n"
+# The least costs that a store may have: what is slow in production is not what these tests are about.
+QUICK_SCRYPT = KdfCost(Kdf.SCRYPT, 14, 8, 1)
+QUICK_ARGON2ID = KdfCost(Kdf.ARGON2ID, 1, 19_456, 1)
+WIRE_ALG = {
+    Primitive.ML_DSA_65: "ml-dsa",
+    Primitive.ML_KEM_768: "ml-kem",
+    Primitive.HKDF_ROOT: "hkdf",
+}
+
+
+def missing_part(what: str) -> NoReturn:
+    """Fail in CI, where every part must be there; skip on a machine that could not have it."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is missing: run tools/parts.sh", pytrace=False)
+    pytest.skip(f"{what} is missing: run tools/parts.sh")
+
+
+def kid_of(primitive: Primitive, version: int = 1, tenant: str = "acme") -> Kid:
+    """Name a key of `primitive`."""
+    alg = WIRE_ALG.get(primitive, primitive.value)
+    return parse_kid(f"{tenant}/auth/{alg}/0198a7b2-0000-7000-8000-000000000001#v{version}")
+
+
+def write_passphrase(folder: Path, content: bytes = PASSPHRASE) -> Path:
+    """Write a passphrase file as the file provider wants it."""
+    path = folder / "passphrase"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    return path
+
+
+def open_quick_file_provider(folder: Path, kdf: str = "scrypt", aead: str = "chacha20poly1305") -> FileProvider:
+    """Open a store in `folder`/sealed with a passphrase file beside it."""
+    passphrase = folder / "passphrase"
+    if not passphrase.exists():
+        write_passphrase(folder)
+    cost = QUICK_SCRYPT if kdf == "scrypt" else QUICK_ARGON2ID
+    return open_file_provider(folder / "sealed", passphrase, kdf, aead, cost=cost)
+
+
+@contextmanager
+def _inmem(_folder: Path) -> Iterator[Provider]:
+    yield InMemoryProvider()
+
+
+@contextmanager
+def _file(folder: Path) -> Iterator[Provider]:
+    yield open_quick_file_provider(folder)
+
+
+@contextmanager
+def _file_argon2id_aes(folder: Path) -> Iterator[Provider]:
+    yield open_quick_file_provider(folder, "argon2id", "aes-gcm")
+
+
+_OPENERS: dict[str, Callable[[Path], AbstractContextManager[Provider]]] = {
+    "inmem": _inmem,
+    "file": _file,
+    "file-argon2id-aes-gcm": _file_argon2id_aes,
+}
+PROVIDER_NAMES = tuple(_OPENERS)
+
+
+@contextmanager
+def open_named(name: str, folder: Path) -> Iterator[Provider]:
+    """Open one provider in a folder of its own and close it at the end."""
+    with _OPENERS[name](folder) as provider:
+        try:
+            yield provider
+        finally:
+            provider.close()
