@@ -71,6 +71,10 @@ bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with 
 	@$(BIN)/python loadtest/bench_edge.py
 	@$(BIN)/python loadtest/bench_store.py
 
+.PHONY: policy
+policy: $(STAMP) ## compile policy/shield.rego after a change (needs OPA)
+	@$(BIN)/python tools/policy_bundle.py
+
 .PHONY: clean
 clean: ## remove what the targets made
 	@test ! -f var/stack.json || $(BIN)/python tools/stack.py down

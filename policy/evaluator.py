@@ -6,9 +6,11 @@ the caller then refuses the request. There is no third way out.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Final, Protocol
 
 import msgspec
+
+MAX_RULE_CHARS: Final = 128
 
 
 class PolicyError(Exception):
@@ -19,10 +21,11 @@ class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
     """The complete input of one evaluation, stored in the receipt so that it can be replayed.
 
     `v`: schema version. `time_ms`: milliseconds since the epoch. `algorithms`: those of the verified signatures.
-    `body_bytes`: length of the content that arrived.
+    `body_bytes`: length of the content that arrived. `fallback`: only the classical half of a hybrid was there, which
+    the breaker's action would accept. `phase`: the breaker's, `closed`, `open` or `half_open`.
     """
 
-    v: int = 1
+    v: int = 2
     time_ms: int
     route: str
     method: str
@@ -35,13 +38,21 @@ class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
     evidence: bool
     body_bytes: int
+    fallback: bool = False
+    phase: str = "closed"
 
 
 class PolicyVerdict(msgspec.Struct, frozen=True):
-    """Whether the request may pass. `rule`: the name of the rule that decided, for operators and receipts."""
+    """Whether the request may pass, and what is permitted on its route while the app is not well.
+
+    `rule`: the name of the rule that decided, for operators and receipts. `floor_share`: of the arrivals while the
+    breaker is open. `fallback_classic`: the classical half of a hybrid is enough then.
+    """
 
     allow: bool
-    rule: str
+    rule: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_RULE_CHARS)]
+    floor_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    fallback_classic: bool = False
 
 
 class PolicyEvaluator(Protocol):

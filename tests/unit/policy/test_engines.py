@@ -1,0 +1,254 @@
+"""One contract for both engines: the compiled policy in this process, and a real OPA server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from policy.evaluator import PolicyError, PolicyEvaluator, PolicyInput, PolicyVerdict
+from policy.opa import OpaPolicy
+from policy.route_data import RoutePolicyData, policy_data
+from policy.verdict import verdict_from
+from policy.wasm import WasmPolicy
+from tests.support.opa_parts import opa_server
+
+ROOT = Path(__file__).resolve().parents[3]
+COMPILED = ROOT / "policy/compiled/shield.wasm"
+ROUTES = {
+    "plain": RoutePolicyData(
+        binding="tls-exporter", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="and", evidence="none"
+    ),
+    "listed": RoutePolicyData(
+        binding="tls-exporter", subjects=("alice",), algorithms=("ed25519",), mode="and", evidence="none"
+    ),
+    "post_quantum": RoutePolicyData(
+        binding="none", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="pq_only", evidence="none"
+    ),
+    "either": RoutePolicyData(
+        binding="tls-exporter", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="or", evidence="required"
+    ),
+}
+ASKED = PolicyInput(
+    time_ms=1,
+    route="plain",
+    method="GET",
+    authority="app.example",
+    path="/a",
+    subject="alice",
+    key_ids=("k",),
+    algorithms=("ed25519",),
+    binding="tls-exporter",
+    mode="and",
+    evidence=False,
+    body_bytes=0,
+)
+
+
+@dataclass(frozen=True)
+class Engines:
+    wasm: WasmPolicy
+    opa: OpaPolicy
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter((self.wasm, self.opa))
+
+
+@pytest.fixture(scope="module")
+def opa_port(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    data = tmp_path_factory.mktemp("opa") / "data.json"
+    data.write_bytes(policy_data(ROUTES))
+    with opa_server(ROOT / "policy/shield.rego", data) as (port, _):
+        yield port
+
+
+@contextlib.asynccontextmanager
+async def opa_policy(port: int, timeout_s: float = 5.0) -> AsyncIterator[OpaPolicy]:
+    engine = OpaPolicy("127.0.0.1", port, timeout_s=timeout_s)
+    await engine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+@pytest.fixture
+async def engines(opa_port: int) -> AsyncIterator[Engines]:
+    async with opa_policy(opa_port) as opa:
+        yield Engines(WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES)), opa)
+
+
+def asked(**changes: object) -> PolicyInput:
+    return msgspec.structs.replace(ASKED, **changes)
+
+
+def refused(rule: str, *, fallback: bool = False) -> PolicyVerdict:
+    return PolicyVerdict(allow=False, rule=rule, floor_share=0.05, fallback_classic=fallback)
+
+
+def allowed(*, fallback: bool = False) -> PolicyVerdict:
+    return PolicyVerdict(allow=True, rule="shield.allow", floor_share=0.05, fallback_classic=fallback)
+
+
+@pytest.mark.parametrize(
+    ("question", "verdict"),
+    [
+        (asked(), allowed()),
+        (asked(route="nowhere"), refused("route.unknown")),
+        (asked(binding="none"), refused("binding.required")),
+        (asked(route="listed"), allowed()),
+        (asked(route="listed", subject="bob"), refused("subject.not_admitted")),
+        (asked(algorithms=()), refused("algorithm.missing")),
+        (asked(algorithms=("ecdsa-p256-sha256",)), refused("algorithm.not_allowed")),
+        (asked(algorithms=("ed25519", "ml-dsa-65")), allowed()),
+        (asked(route="post_quantum", binding="none"), refused("algorithm.post_quantum_missing")),
+        (asked(route="post_quantum", algorithms=("ml-dsa-65",)), allowed()),
+        (asked(fallback=True), refused("fallback.not_permitted")),
+        (asked(route="either", fallback=True, evidence=True), allowed(fallback=True)),
+        (asked(route="either", evidence=True, algorithms=("ml-dsa-65",)), allowed(fallback=True)),
+        (asked(route="either"), refused("evidence.missing", fallback=True)),
+        (asked(path='/ä\u0000"\\', subject="ü" * 200), allowed()),
+    ],
+)
+async def test_both_engines_give_the_same_verdict(
+    engines: Engines, question: PolicyInput, verdict: PolicyVerdict
+) -> None:
+    for engine in engines:
+        assert await engine.evaluate(question) == verdict
+
+
+async def test_evaluations_do_not_see_each_other(engines: Engines) -> None:
+    for engine in engines:
+        for number in range(200):
+            expected = allowed() if number % 2 else refused("binding.required")
+            question = asked(binding="tls-exporter" if number % 2 else "none", path="/" + "x" * (number * 37))
+            assert await engine.evaluate(question) == expected
+
+
+async def test_the_digest_changes_with_the_policy_and_with_its_data(engines: Engines, opa_port: int) -> None:
+    module, data = COMPILED.read_bytes(), policy_data(ROUTES)
+    other_data = policy_data({"plain": ROUTES["plain"]})
+    assert WasmPolicy(module, data).digest == engines.wasm.digest
+    assert WasmPolicy(module, other_data).digest != engines.wasm.digest
+    async with opa_policy(opa_port) as again:
+        assert again.digest == engines.opa.digest
+    # A custom section changes no rule, and yet it is another module.
+    assert WasmPolicy(module + b"\x00\x02\x01x", data).digest != engines.wasm.digest
+
+
+# The embedded engine alone
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        b"",
+        b"\x00asm\x01\x00\x00\x00",
+        COMPILED.read_bytes()[:-1],
+        COMPILED.read_bytes()[:1000],
+        b"\x00" * (4 * 1024 * 1024 + 1),
+    ],
+    ids=["nothing", "empty module", "one byte short", "cut", "too large"],
+)
+def test_what_is_no_compiled_policy_is_refused(module: bytes) -> None:
+    with pytest.raises(PolicyError):
+        WasmPolicy(module, b"{}")
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"nonsense", b'{"a": }'])
+def test_data_that_is_not_json_is_refused(data: bytes) -> None:
+    with pytest.raises(PolicyError):
+        WasmPolicy(COMPILED.read_bytes(), data)
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b'{"signet":{}}', b'{"signet":{"routes":{"plain":7}}}'])
+async def test_a_table_that_is_not_there_admits_nobody(data: bytes) -> None:
+    engine = WasmPolicy(COMPILED.read_bytes(), data)
+    assert not (await engine.evaluate(ASKED)).allow
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"nonsense", b'{"a": }', b"[]", b"7", b"null", b"{}"])
+def test_an_input_that_is_no_question_is_not_allowed(text: bytes) -> None:
+    engine = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES))
+    assert not verdict_from(engine.query(text)).allow
+
+
+def test_an_input_beyond_the_bound_is_an_error_and_the_next_one_is_answered() -> None:
+    engine = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES))
+    with pytest.raises(PolicyError, match="too large"):
+        engine.query(json.dumps({"path": "x" * 70_000}).encode())
+    assert engine.query(msgspec.json.encode(ASKED)) == msgspec.to_builtins(allowed())
+
+
+def test_memory_does_not_grow_with_the_number_of_evaluations() -> None:
+    engine = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES))
+    question = msgspec.json.encode(asked(path="/" + "x" * 10_000))
+    engine.query(question)
+    before = engine._memory.data_len(engine._store)
+    for _ in range(500):
+        engine.query(question)
+    assert engine._memory.data_len(engine._store) == before
+
+
+# The server alone
+
+
+async def test_a_server_that_is_not_there_denies(opa_port: int) -> None:
+    with opa_server(ROOT / "policy/shield.rego") as (port, server):
+        async with opa_policy(port) as engine:
+            server.kill()
+            server.wait()
+            with pytest.raises(PolicyError, match="no answer"):
+                await engine.evaluate(ASKED)
+            with pytest.raises(PolicyError, match="did not tell"):
+                await engine.refresh()
+    absent = OpaPolicy("127.0.0.1", port, timeout_s=1.0)
+    with pytest.raises(PolicyError):
+        await absent.start()
+    with pytest.raises(PolicyError, match="not known"):
+        _ = absent.digest
+    await absent.close()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "",
+        "verdict := 1",
+        "verdict := true",
+        'verdict := {"allow": "true", "rule": "x", "floor_share": 0, "fallback_classic": false}',
+        'verdict := {"allow": true}',
+        'verdict := {"allow": true, "rule": "", "floor_share": 0.1, "fallback_classic": false}',
+        'verdict := {"allow": true, "rule": "x", "floor_share": 2, "fallback_classic": false}',
+        'verdict := {"allow": true, "rule": "x", "floor_share": 0.1, "fallback_classic": false, "more": 1}',
+        'verdict := {"allow": true, "rule": "x", "floor_share": 0.1, "fallback_classic": false} if input.nonsense',
+    ],
+)
+async def test_whatever_is_no_verdict_denies(rule: str, tmp_path: Path) -> None:
+    module = tmp_path / "odd.rego"
+    module.write_text(f"package signet.shield\n\nimport rego.v1\n\nother := 1\n\n{rule}\n")
+    with opa_server(module) as (port, _):
+        async with opa_policy(port) as engine:
+            with pytest.raises(PolicyError):
+                await engine.evaluate(ASKED)
+
+
+async def test_a_change_of_the_servers_policy_is_seen_by_a_refresh(tmp_path: Path) -> None:
+    module = tmp_path / "one.rego"
+    module.write_text((ROOT / "policy/shield.rego").read_text())
+    with opa_server(module) as (port, _):
+        async with opa_policy(port) as engine:
+            before = engine.digest
+            await engine._client.update_or_create_data({"plain": {}}, "signet/routes")
+            await engine.refresh()
+            assert engine.digest != before
+
+
+def test_both_are_evaluators(opa_port: int) -> None:
+    engine: PolicyEvaluator = WasmPolicy(COMPILED.read_bytes(), b"{}")
+    assert len(engine.digest) == 64
