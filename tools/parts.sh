@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk go softhsm2 cmake cargo liboqs)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 cmake cargo liboqs)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
