@@ -41,7 +41,7 @@ def draft() -> ReceiptDraft:
         kind="decision",
         id=new_receipt_id(time_ms, os.urandom(ID_RANDOM_BYTES)),
         time_ms=time_ms,
-        trace_id="0af7651916cd43dd8448eb211c80319c",
+        trace_id=os.urandom(16).hex(),
         request=request_facts(method="GET", authority="example.com", target="/" + "x" * 900, content="none"),
         decision="deny",
         reason="bad_signature",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from receipts.sqlite_file import close, connect, typed_errors
+from receipts.sqlite_schema import TRACE_RUN_BITS
 from receipts.store import receipt_of
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 _BUSY_TIMEOUT_MS: Final = 1000
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM receipts "
 _BY_WRITER: Final = _SELECT + "WHERE writer = ? AND wseq = ?"
-_BY_TRACE: Final = _SELECT + "WHERE trace_id = ? ORDER BY seq LIMIT ?"
+_BY_TRACE: Final = _SELECT + f"WHERE seq >> {TRACE_RUN_BITS} = ? AND trace_id = ? ORDER BY seq LIMIT ?"
+_WITH_TRACES: Final = """
+    SELECT (SELECT coalesce(max(up_to_seq), 0) + 1 FROM prunings), (SELECT coalesce(max(seq), 0) FROM receipts)
+"""
 
 
 class SqliteLookup:
@@ -35,7 +39,12 @@ class SqliteLookup:
 
     def by_trace(self, trace_id: str, limit: int) -> list[StoredReceipt]:
         """Find the receipts of a trace; see `ReceiptLookup.by_trace`."""
-        return [receipt_of(row) for row in self._fetch(_BY_TRACE, (trace_id, limit))]
+        first, last = self._fetch(_WITH_TRACES, ())[0]
+        found: list[StoredReceipt] = []
+        for run in range(first >> TRACE_RUN_BITS, (last >> TRACE_RUN_BITS) + 1):
+            if len(found) < limit:
+                found += map(receipt_of, self._fetch(_BY_TRACE, (run, trace_id, limit - len(found))))
+        return found
 
     def close(self) -> None:
         """Close the connection."""
