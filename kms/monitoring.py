@@ -1,0 +1,62 @@
+"""The metrics port: `/metrics`, `/healthz`, `/readyz`, `/version` (OBSERVABILITY.md §1, §2); it asks for no key."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from kms.openapi import API_VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from kms.readiness import Readiness
+    from kms.telemetry import Telemetry
+
+    Receive = Callable[[], Awaitable[dict[str, Any]]]
+    Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+JSON: Final = b"application/json"
+
+
+class Monitoring:
+    """The ASGI application of the metrics port."""
+
+    def __init__(self, telemetry: Telemetry, readiness: Readiness) -> None:
+        self._telemetry, self._readiness = telemetry, readiness
+        self._version = msgspec.json.encode(
+            {"service": "ron-kms", "version": metadata.version("signet"), "api_version": API_VERSION}
+        )
+        self._paths: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
+            "/metrics": self._metrics,
+            "/healthz": lambda: (200, JSON, b'{"ok":true}'),
+            "/readyz": self._readyz,
+            "/version": lambda: (200, JSON, self._version),
+        }
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        handler = self._paths.get(scope["path"])
+        headers: list[tuple[bytes, bytes]] = []
+        if handler is None:
+            status, kind, body = 404, JSON, b'{"error":"there is nothing here"}'
+        elif scope["method"] not in ("GET", "HEAD"):
+            status, kind, body = 405, JSON, b'{"error":"only GET is answered"}'
+            headers.append((b"allow", b"GET"))
+        else:
+            status, kind, body = handler()
+            if status == 503:
+                headers.append((b"retry-after", b"%d" % self._readiness.payload.retry_after))
+        headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    def _metrics(self) -> tuple[int, bytes, bytes]:
+        return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._telemetry.registry)
+
+    def _readyz(self) -> tuple[int, bytes, bytes]:
+        payload = self._readiness.payload
+        return 200 if payload.ready else 503, JSON, msgspec.json.encode(payload)
