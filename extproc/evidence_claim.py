@@ -80,7 +80,7 @@ def read_claim(request: EdgeRequest, sent_ahead: bytes | None) -> EvidenceClaim:
     """Read what `request` says about evidence, PCH §6 (§4 step 2).
 
     `sent_ahead`: the envelope that waits under the request's challenge, if one does. Raises `MalformedSignature`, also
-    when two places claim to hold evidence, and `OurFault` when the edge hands over too little.
+    when two places claim to hold evidence, and `OurFault` when the edge does not do its part.
     """
     message = request.message
     relaxed = parse_relaxed_field(message.lines(RELAXED_FIELD))
@@ -115,8 +115,8 @@ def _before(request: EdgeRequest, relaxed: Relaxed) -> Envelope:
     declared = request.content_length is not None and request.content_length <= length_bytes
     if ends_there or declared:
         raise MalformedSignature("the body ends inside its envelope, or with it")
-    if len(request.body) < length_bytes:
-        raise OurFault("the edge hands over less of a body than an envelope may be long")
+    if not request.deferrable or len(request.body) < length_bytes:
+        raise OurFault("the edge hands over less of a body than an envelope may be long, or cannot take one away")
     return parse_envelope(request.body[:length_bytes])
 
 
