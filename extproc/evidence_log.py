@@ -152,7 +152,10 @@ class EvidenceLog:
         try:
             if len(data) > MAX_KEYS_FILE_BYTES:
                 raise JwksError("the file is too long")
-            keys = verifier_keys_of(json.loads(data), self._origin)
+            jwks = json.loads(data)
+            if not isinstance(jwks, dict):
+                raise JwksError("not an object")
+            keys = verifier_keys_of(jwks, self._origin)
         except (ValueError, JwksError, VerifierKeyError) as error:
             raise StoreUnavailable("the log's public keys cannot be read") from error
         self._keys = _Keys(stamp, tuple(note_verifier(key) for key in keys))
