@@ -1,0 +1,95 @@
+"""Evidence of where keys live, fresh enough to answer with, and the gate that wants it before a signature (I-12)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+from kms.errors import AttestationMissing, KmsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kms.clock import Clock
+    from kms.providers.provider import Attestation, KeyHandle, Provider
+    from kms.telemetry import Telemetry
+    from kms.work_pool import WorkPool
+
+AttestRequirement = Literal["never", "if-available", "required"]
+
+NONCE_BYTES: Final = 32
+# Evidence stands for a session, not for one signature: a quote takes a TPM longer than signing does.
+FRESH_S: Final = 60.0
+# After a failure the provider is not asked again at once; a signature that needs none does not wait for it.
+RETRY_S: Final = 5.0
+MAX_ENTRIES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    attestation: Attestation | None
+    taken_s: float
+
+
+class Attestations:
+    """The evidence by key. The event loop owns it."""
+
+    def __init__(
+        self,
+        requirement: AttestRequirement,
+        pool: WorkPool,
+        telemetry: Telemetry,
+        clock: Clock,
+        random_bytes: Callable[[int], bytes],
+        *,
+        deadline_s: float,
+    ) -> None:
+        self.requirement = requirement
+        self._pool, self._telemetry, self._clock, self._random_bytes = pool, telemetry, clock, random_bytes
+        self._deadline_s = deadline_s
+        self._entries: OrderedDict[tuple[str, KeyHandle], _Entry] = OrderedDict()
+
+    async def gate(self, tenant: str, provider: Provider, handle: KeyHandle) -> Attestation | None:
+        """Give evidence of a key before it signs, or None where none is wanted or there.
+
+        Raises AttestationMissing when evidence is required and not to be had.
+        """
+        if self.requirement == "never":
+            return None
+        if provider.attestation_class is None:
+            return self._missing(None)
+        key = (provider.name, handle)
+        entry = self._entries.get(key)
+        if entry is not None:
+            kept_s = FRESH_S if entry.attestation is not None else RETRY_S
+            if self._clock.monotonic_s() - entry.taken_s <= kept_s:
+                return entry.attestation if entry.attestation is not None else self._missing(None)
+        attestation, cause = await self._take(tenant, provider, handle)
+        self._entries[key] = _Entry(attestation, self._clock.monotonic_s())
+        self._entries.move_to_end(key)
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return attestation if attestation is not None else self._missing(cause)
+
+    async def _take(
+        self, tenant: str, provider: Provider, handle: KeyHandle
+    ) -> tuple[Attestation | None, Exception | None]:
+        nonce = self._random_bytes(NONCE_BYTES)
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                attestation = await self._pool.run(tenant, lambda: provider.attest(handle, nonce))
+        except TimeoutError as error:
+            self._telemetry.io_timeouts.labels("attest").inc()
+            self._telemetry.attest.labels(provider.name, "err").inc()
+            return None, error
+        except KmsError as error:
+            self._telemetry.attest.labels(provider.name, "err").inc()
+            return None, error
+        self._telemetry.attest.labels(provider.name, "err" if attestation is None else "ok").inc()
+        return attestation, None
+
+    def _missing(self, cause: Exception | None) -> None:
+        if self.requirement == "required":
+            raise AttestationMissing("attestation is required and not there") from cause

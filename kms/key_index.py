@@ -1,0 +1,87 @@
+"""The keys in memory, for readers that must not wait: whole records by name, and each tenant's newest versions."""
+
+from __future__ import annotations
+
+import heapq
+from typing import TYPE_CHECKING, Final
+
+from kms.errors import NotFound, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from kms.key_record import KeyRecord, KeyVersion
+    from kms.kid import KeyName
+    from kms.primitive import Primitive
+
+MAX_VERSIONS_IN_ALL: Final = 65_536
+# No tenant takes the room of all others (I-17).
+MAX_TENANT_VERSIONS: Final = MAX_VERSIONS_IN_ALL // 2
+MAX_CANDIDATES: Final = 64
+
+Candidate = tuple["KeyRecord", "KeyVersion"]
+
+
+class KeyIndex:
+    """The store's thread writes, anyone reads: one assignment swaps a record, and records never change."""
+
+    def __init__(self) -> None:
+        self._tenants: dict[str, dict[KeyName, KeyRecord]] = {}
+        self._versions_by_tenant: dict[str, int] = {}
+        self._versions = 0
+        self._changes = 0
+        # Dropped by `put` for its tenant; rebuilt by the reader that needs it next.
+        self._newest: dict[tuple[str, Primitive], tuple[Candidate, ...]] = {}
+
+    def __iter__(self) -> Iterator[KeyRecord]:
+        for records in list(self._tenants.values()):
+            yield from list(records.values())
+
+    def find(self, name: KeyName) -> KeyRecord:
+        """Give a key. Raises NotFound."""
+        record = self.get(name)
+        if record is None:
+            raise NotFound("no such key or version")
+        return record
+
+    def get(self, name: KeyName) -> KeyRecord | None:
+        """Give a key, or None."""
+        records = self._tenants.get(name.tenant)
+        return None if records is None else records.get(name)
+
+    def check_room(self, tenant: str, *, versions: int) -> None:
+        """Raise StoreUnavailable when so many further versions are over a bound."""
+        own = self._versions_by_tenant.get(tenant, 0)
+        if self._versions + versions > MAX_VERSIONS_IN_ALL or own + versions > MAX_TENANT_VERSIONS:
+            raise StoreUnavailable("the store holds as many key versions as it may", reason="key_limit")
+
+    def put(self, record: KeyRecord) -> None:
+        """Set a record."""
+        tenant = record.name.tenant
+        former = self.get(record.name)
+        added = len(record.versions) - (0 if former is None else len(former.versions))
+        self._versions += added
+        self._versions_by_tenant[tenant] = self._versions_by_tenant.get(tenant, 0) + added
+        self._tenants.setdefault(tenant, {})[record.name] = record
+        self._changes += 1
+        for primitive in {part.primitive for version in record.versions for part in version.parts}:
+            self._newest.pop((tenant, primitive), None)
+
+    def newest(self, tenant: str, primitive: Primitive) -> tuple[Candidate, ...]:
+        """Give the tenant's versions above their fences with a part of `primitive`, newest first, at most 64."""
+        known = self._newest.get((tenant, primitive))
+        if known is not None:
+            return known
+        changes = self._changes
+        above = (
+            (version.created_ms, record.name, version.number, record, version)
+            for record in list(self._tenants.get(tenant, {}).values())
+            for version in record.open_versions()
+            if version.part(primitive) is not None
+        )
+        newest = tuple((item[3], item[4]) for item in heapq.nlargest(MAX_CANDIDATES, above, key=lambda each: each[:3]))
+        self._newest[tenant, primitive] = newest
+        if changes != self._changes:
+            # A change that came meanwhile dropped the entry before we set it.
+            self._newest.pop((tenant, primitive), None)
+        return newest

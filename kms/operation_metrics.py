@@ -1,0 +1,51 @@
+"""Count and time operations. Children are looked up once: `labels()` costs more than what it is for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kms.errors import KmsError
+    from kms.key_record import KeyRecord
+    from kms.telemetry import Telemetry
+
+NO_ALG = "none"
+
+
+class OperationMetrics:
+    """The event loop owns it. Labels come from fixed sets, kids as hashes."""
+
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
+        self._done: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._failed: dict[tuple[str, str], Any] = {}
+
+    def done(self, op: str, algs: tuple[str, ...], took_s: float) -> None:
+        """Count one operation that was answered, under each algorithm that it used."""
+        for alg in algs:
+            children = self._done.get((op, alg))
+            if children is None:
+                children = (self._telemetry.ops.labels(op, alg, "ok"), self._telemetry.latency.labels(op, alg))
+                self._done[op, alg] = children
+            children[0].inc()
+            children[1].observe(took_s)
+
+    def failed(self, op: str, alg: str, error: KmsError) -> None:
+        """Count one operation that was refused or failed."""
+        child = self._failed.get((op, alg))
+        if child is None:
+            child = self._failed[op, alg] = self._telemetry.ops.labels(op, alg or NO_ALG, "err")
+        child.inc()
+        self._telemetry.rejected.labels(error.reason).inc()
+        self._telemetry.reject.labels(error.reason).inc()
+
+    def timed_out(self, op: str) -> None:
+        """Count a missed deadline."""
+        self._telemetry.io_timeouts.labels(op).inc()
+
+    def key_set(self, record: KeyRecord, *, new: bool) -> None:
+        """Show a key that was made or changed."""
+        name = record.name
+        if new:
+            self._telemetry.keys.labels(name.tenant, name.purpose, name.alg).inc()
+        self._telemetry.key_version_head.labels(name.hash8).set(record.newest.number)
