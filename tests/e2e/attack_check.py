@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 10.0
 EDGE_METADATA = "x-signet-edge-instance"
+EDGE_BODY_BYTES = ("x-signet-edge-body-bytes", "131072")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def send_check(
     with contextlib.closing(grpc.insecure_channel(f"unix:{socket}")) as channel:
         stub = auth_grpc.AuthorizationStub(channel)
         message = check_request(request, binding, stream_id)
-        response = stub.Check(message, timeout=TIMEOUT_S, metadata=((EDGE_METADATA, edge),))
+        response = stub.Check(message, timeout=TIMEOUT_S, metadata=((EDGE_METADATA, edge), EDGE_BODY_BYTES))
     return _verdict(response)
 
 
