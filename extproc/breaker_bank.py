@@ -1,0 +1,241 @@
+"""The breakers of one worker: one for each guarded route, fed by outcomes, asked for each verified request.
+
+Every tick the bank reads what all workers heard since the last one, takes over a newer state that another worker
+reached, and moves each breaker on. All workers see the same sums, so they go the same way; where two differ for a
+moment, the one with more transitions counts (`extproc.breaker.newer`).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from extproc.admission_floor import AdmissionFloor
+from extproc.breaker import BreakerState, Phase, Seen, advance, newer
+from extproc.probe_budget import ProbeBudget
+from extproc.stress_action import Action, StressAction, choose, is_relaxing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from extproc.plan import BreakerPlan
+
+LOG: Final = logging.getLogger("signet.breaker")
+TICK_S: Final = 0.1
+"""How often the bank looks; also how late a worker may learn what another one heard."""
+MAX_SEEN_PER_TICK: Final = 1_000_000
+UPSTREAM_FAILURE_FLAGS: Final = frozenset(
+    {
+        "dns_resolution_failure",
+        "failed_local_healthcheck",
+        "no_cluster_found",
+        "no_healthy_upstream",
+        "upstream_connection_failure",
+        "upstream_connection_termination",
+        "upstream_max_stream_duration_reached",
+        "upstream_overflow",
+        "upstream_protocol_error",
+        "upstream_remote_reset",
+        "upstream_request_timeout",
+        "upstream_retry_limit_exceeded",
+    }
+)
+"""Envoy's response flags by which the app failed, and not the client."""
+CLIENT_GAVE_UP_FLAGS: Final = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
+
+
+class Signals(Protocol):
+    """Where workers tell each other what they heard (`extproc.signal_board`, or one worker alone)."""
+
+    def add(self, route: int, seen: Seen) -> None:
+        """Add to this worker's counters of one route."""
+
+    def totals(self, route: int) -> Seen:
+        """Give the sums of all workers' counters of one route."""
+        ...
+
+    def tell(self, route: int, state: BreakerState) -> None:
+        """Show this worker's view of one breaker."""
+
+    def states(self, route: int) -> list[BreakerState]:
+        """Read the other workers' views of one breaker."""
+        ...
+
+
+class OwnSignals:
+    """The signals of a worker that hears nothing of the others."""
+
+    def __init__(self, routes: int) -> None:
+        self._sums = [Seen()] * routes
+
+    def add(self, route: int, seen: Seen) -> None:
+        """Add to the counters of one route."""
+        self._sums[route] = _plus(self._sums[route], seen)
+
+    def totals(self, route: int) -> Seen:
+        """Give the counters of one route."""
+        return self._sums[route]
+
+    def tell(self, route: int, state: BreakerState) -> None:
+        """Tell nobody."""
+
+    def states(self, route: int) -> list[BreakerState]:
+        """Hear of nobody."""
+        return []
+
+
+@dataclass(slots=True)
+class _Breaker:
+    state: BreakerState
+    floor: AdmissionFloor
+    floor_share: float
+    probes: ProbeBudget
+    read: Seen
+    relaxing: bool = False
+
+
+class BreakerBank:
+    """Owned by one event loop. `routes`: names of the guarded routes. `workers`: among how many probes are divided."""
+
+    def __init__(
+        self, plan: BreakerPlan, routes: Sequence[str], signals: Signals, *, workers: int, now_ms: int
+    ) -> None:
+        self._plan, self._signals = plan, signals
+        self._workers = max(1, workers)
+        self._numbers = {name: number for number, name in enumerate(routes)}
+        self._breakers = [self._new(number, now_ms) for number in range(len(routes))]
+
+    def _new(self, number: int, now_ms: int) -> _Breaker:
+        plan = self._plan
+        return _Breaker(
+            state=BreakerState(since_ms=now_ms),
+            floor=AdmissionFloor(plan.floor_share, plan.floor_window_ms),
+            floor_share=plan.floor_share,
+            # Rounded up: together the workers send at least the probes that are needed.
+            probes=ProbeBudget(
+                -(-plan.probes_needed // self._workers) + plan.probes_may_fail,
+                max(1, plan.max_probes_in_flight // self._workers),
+                plan.probe_timeout_ms,
+            ),
+            # What others heard before this worker came is history.
+            read=self._signals.totals(number),
+        )
+
+    def state(self, route: str) -> BreakerState:
+        """Give the breaker's state; a route without one is closed."""
+        number = self._numbers.get(route)
+        return BreakerState() if number is None else self._breakers[number].state
+
+    def is_relaxing(self, route: str) -> bool:
+        """Tell whether headers are trimmed on this route now."""
+        number = self._numbers.get(route)
+        return number is not None and self._breakers[number].relaxing
+
+    def choose(
+        self, route: str, subject: str, now_ms: int, *, floor_share: float = 0.0, may_fall_back: bool = False
+    ) -> StressAction:
+        """Choose what is done with one verified request. `floor_share`: policy's; the plan's own is the least."""
+        number = self._numbers.get(route)
+        if number is None:
+            return StressAction(Action.ATTEMPT, Phase.CLOSED, 0, 0, 0, 0)
+        breaker = self._breakers[number]
+        wanted = max(floor_share, self._plan.floor_share)
+        if wanted != breaker.floor_share:
+            breaker.floor_share, breaker.floor = wanted, AdmissionFloor(wanted, self._plan.floor_window_ms)
+        return choose(
+            breaker.state,
+            subject=subject,
+            now_ms=now_ms,
+            floor=breaker.floor,
+            probes=breaker.probes,
+            may_fall_back=may_fall_back,
+            relaxing=breaker.relaxing,
+        )
+
+    def ended(
+        self, route: str, status: int | None, app_us: int | None, flags: Sequence[str], *, probe_epoch: int | None
+    ) -> None:
+        """Hear how one allowed request ended.
+
+        `app_us`: how long the app took to begin its answer, or has been taking when the client gave up; None where it
+        never had the whole request. `probe_epoch`: of which half-open phase it was a probe; None if it was none.
+        """
+        number = self._numbers.get(route)
+        if number is None:
+            return
+        breaker = self._breakers[number]
+        failed = (status is not None and status >= 500) or not UPSTREAM_FAILURE_FLAGS.isdisjoint(flags)
+        slow = app_us is not None and app_us >= self._plan.slow_ms * 1000
+        if not failed and not slow and not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags):
+            # It says nothing about the app; a probe that ends so is taken for lost when its time is up.
+            return
+        if probe_epoch is None:
+            self._signals.add(number, Seen(samples=1, failed=int(failed), slow=int(slow)))
+        elif probe_epoch == breaker.state.epoch:
+            breaker.probes.told(probe_epoch)
+            self._signals.add(number, Seen(probes=1, probes_failed=int(failed or slow)))
+
+    def tick(self, now_ms: int) -> None:
+        """Move every breaker on by what all workers heard since the last tick."""
+        for name, number in self._numbers.items():
+            breaker = self._breakers[number]
+            overdue = breaker.probes.overdue(breaker.state.epoch, now_ms)
+            if overdue:
+                self._signals.add(number, Seen(probes=overdue, probes_failed=overdue))
+            totals = self._signals.totals(number)
+            seen, breaker.read = _since(breaker.read, totals), totals
+            before = breaker.state
+            state = advance(before, seen, now_ms, self._plan)
+            for theirs in self._signals.states(number):
+                state = _adopt(state, theirs)
+            breaker.state = state
+            breaker.relaxing = is_relaxing(state, self._plan, was=breaker.relaxing)
+            self._signals.tell(number, state)
+            if state.phase is not before.phase:
+                LOG.warning(
+                    "breaker of %s: %s → %s, errors %.2f, slowness %.2f, dwell %d ms",
+                    name,
+                    before.phase,
+                    state.phase,
+                    before.errors.mean,
+                    before.slowness.mean,
+                    state.dwell_ms,
+                )
+
+
+def _adopt(mine: BreakerState, theirs: BreakerState) -> BreakerState:
+    """Take over a newer state. The means stay this worker's own, but for a closed breaker, which starts anew."""
+    if newer(mine, theirs) is mine:
+        return mine
+    fresh = BreakerState(
+        phase=theirs.phase,
+        epoch=theirs.epoch,
+        since_ms=theirs.since_ms,
+        dwell_ms=theirs.dwell_ms,
+        relapses=theirs.relapses,
+    )
+    return fresh if theirs.phase is Phase.CLOSED else replace(fresh, errors=mine.errors, slowness=mine.slowness)
+
+
+def _plus(one: Seen, other: Seen) -> Seen:
+    return Seen(
+        one.samples + other.samples,
+        one.failed + other.failed,
+        one.slow + other.slow,
+        one.probes + other.probes,
+        one.probes_failed + other.probes_failed,
+    )
+
+
+def _since(before: Seen, now: Seen) -> Seen:
+    """Give what came between two sums; each part stays possible even if another worker was writing meanwhile."""
+    samples = min(MAX_SEEN_PER_TICK, max(0, now.samples - before.samples))
+    probes = min(MAX_SEEN_PER_TICK, max(0, now.probes - before.probes))
+    return Seen(
+        samples=samples,
+        failed=min(samples, max(0, now.failed - before.failed)),
+        slow=min(samples, max(0, now.slow - before.slow)),
+        probes=probes,
+        probes_failed=min(probes, max(0, now.probes_failed - before.probes_failed)),
+    )
