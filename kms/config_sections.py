@@ -166,7 +166,7 @@ class DeadlinesSection(Section, frozen=True):
     sign_ms: DurationMs = msgspec.field(default=DurationMs(2000), name="sign")
     attest_ms: DurationMs = msgspec.field(default=DurationMs(3000), name="attest")
     checkpoint_ms: DurationMs = msgspec.field(default=DurationMs(1000), name="checkpoint")
-    audit_append_ms: DurationMs = msgspec.field(default=DurationMs(2000), name="audit_append")
+    audit_append_ms: DurationMs = msgspec.field(default=DurationMs(200), name="audit_append")
     drain_ms: DurationMs = msgspec.field(default=DurationMs(3000), name="drain")
 
 

@@ -1,0 +1,126 @@
+"""Listening sockets: bound once, by whoever outlives the service, and handed down as descriptors."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from kms.config_values import ConfigError, SocketAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from kms.config_sections import KmsConfig
+
+BACKLOG: Final = 1024
+SOCKET_MODE: Final = 0o600
+_PROBE_TIMEOUT_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets by role. gRPC binds its own: its library takes no descriptor of another."""
+
+    http: socket.socket
+    metrics: socket.socket
+    unix: socket.socket | None
+
+    def roles(self) -> Iterator[tuple[str, socket.socket]]:
+        """Give each role with its socket."""
+        yield "http", self.http
+        yield "metrics", self.metrics
+        if self.unix is not None:
+            yield "unix", self.unix
+
+    def describe(self) -> str:
+        """Write roles and descriptors as `adopt` reads them."""
+        return ",".join(f"{role}={each.fileno()}" for role, each in self.roles())
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Give the descriptors that a child must inherit."""
+        return tuple(each.fileno() for _, each in self.roles())
+
+    def close(self) -> None:
+        """Close every socket here; a child keeps its own."""
+        for _, each in self.roles():
+            each.close()
+
+
+def bind_all(config: KmsConfig) -> Listeners:
+    """Bind and listen on every address. Raises ConfigError when one is taken or not ours."""
+    opened: list[socket.socket] = []
+    try:
+        for name, address in (("bind_addr", config.bind_addr), ("metrics_addr", config.metrics_addr)):
+            opened.append(_bind(name, address))
+        if config.unix.path is not None:
+            opened.append(bind_unix(config.unix.path))
+    except ConfigError:
+        for each in opened:
+            each.close()
+        raise
+    return Listeners(opened[0], opened[1], opened[2] if len(opened) > 2 else None)
+
+
+def adopt(described: str) -> Listeners:
+    """Take over descriptors that were handed down. Raises ConfigError when the description is not ours."""
+    found: dict[str, socket.socket] = {}
+    for part in described.split(","):
+        role, _, number = part.partition("=")
+        if role not in ("http", "metrics", "unix") or not number.isdigit():
+            raise ConfigError("--listeners: is not understood")
+        found[role] = socket.socket(fileno=int(number))
+    if "http" not in found or "metrics" not in found:
+        raise ConfigError("--listeners: lacks a socket")
+    return Listeners(found["http"], found["metrics"], found.get("unix"))
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """Listen on a path that only our own uid may open (0600). A leftover of a dead service is replaced."""
+    _remove_leftover(path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    previous = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        listener.bind(os.fspath(path))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"unix.path: {path}: {error.strerror}") from error
+    finally:
+        os.umask(previous)
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _remove_leftover(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ConfigError(f"unix.path: {path}: exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(_PROBE_TIMEOUT_S)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise ConfigError(f"unix.path: {path}: another process serves there")
+
+
+def _bind(name: str, address: SocketAddress) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"{name}: {address}: {error.strerror}") from error
+    return listener
