@@ -70,6 +70,7 @@ bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with 
 	@$(BIN)/python loadtest/bench_loop.py
 	@$(BIN)/python loadtest/bench_edge.py
 	@$(BIN)/python loadtest/bench_store.py
+	@$(BIN)/python loadtest/bench_log.py
 
 .PHONY: policy
 policy: $(STAMP) ## compile policy/shield.rego after a change (needs OPA)
