@@ -15,13 +15,18 @@ from kms.key_locks import KeyLocks
 from kms.key_record import KeyState
 from kms.operation_metrics import OperationMetrics
 from kms.operation_table import BY_OP
+from kms.operations.batch import SignBatch, VerifyBatch
+from kms.operations.checkpoint import SignCheckpoint
 from kms.operations.create_key import CreateKey
+from kms.operations.derive import Derive
 from kms.operations.get_key import GetKey
 from kms.operations.key_state import ChangeKeyState, erase
 from kms.operations.operation import Services
 from kms.operations.rotate import Rotate
 from kms.operations.sign import Sign
+from kms.operations.unwrap import Unwrap
 from kms.operations.verify import Verify
+from kms.operations.wrap import Wrap
 from kms.policy import StaticPolicy
 from kms.policy_file import read_policy
 from kms.public_keys import PublicKeys
@@ -30,15 +35,17 @@ from kms.refusals import Refusals
 from kms.work_pool import WorkPool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from kms.audit_event import AuditLog
     from kms.clock import Clock
     from kms.config_sections import KmsConfig
     from kms.dispatcher import Authorise
     from kms.key_store import KeyStore
+    from kms.messages import Message
     from kms.operations.operation import Operation
     from kms.policy import PolicyClient
+    from kms.principal import CallContext
     from kms.providers.provider import Provider
     from kms.telemetry import Telemetry
 
@@ -174,7 +181,15 @@ def build_core(
     }
     metrics = OperationMetrics(telemetry)
     refusals = Refusals(audit, clock)
-    operations = {**own_operations(services), **(further(services) if further is not None else {})}
+    operations = own_operations(services)
+
+    def call_item(op: str, request: Message, context: CallContext) -> Awaitable[Message]:
+        return dispatcher.call_item(op, request, context)
+
+    operations["sign_batch"] = SignBatch(services, operations["sign"], call_item)
+    operations["verify_batch"] = VerifyBatch(services, operations["verify"], call_item)
+    if further is not None:
+        operations.update(further(services))
     dispatcher = Dispatcher(
         {op: (operation, BY_OP[op].scope) for op, operation in operations.items()},
         services,
@@ -196,6 +211,10 @@ def own_operations(services: Services) -> dict[str, Operation]:
     return {
         "sign": Sign(services),
         "verify": Verify(services),
+        "checkpoint": SignCheckpoint(services),
+        "wrap": Wrap(services),
+        "unwrap": Unwrap(services),
+        "derive": Derive(services),
         "create_key": CreateKey(services),
         "rotate": Rotate(services),
         "get_key": GetKey(services),

@@ -22,7 +22,7 @@ from blake3 import blake3
 
 from kms.audit_event import AuditEvent
 from kms.error_envelope import as_kms_error
-from kms.errors import KmsError, StoreUnavailable, Timeout
+from kms.errors import KmsError, NoCapability, StoreUnavailable, Timeout
 from kms.messages import SignBatchRequest, VerifyBatchRequest
 from kms.op_answers import OpAnswer, OpAnswers, OpKey
 from kms.operations.change import change_detail
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 AUDIT_RETRY_AFTER_S: Final = 5
 REPLAYED: Final = {"replayed": "true"}
 _ENCODER: Final = msgspec.json.Encoder()
+_BATCHES: Final = (SignBatchRequest, VerifyBatchRequest)
 
 
 class Authorise(Protocol):
@@ -112,7 +113,10 @@ class Dispatcher:
             if self._draining:
                 raise StoreUnavailable("the service is shutting down", reason="draining", retry_after_s=1)
             subjects = operation.subjects(request, context)
-            self._check_capability(operation, subjects, scope, context)
+            if isinstance(request, _BATCHES):
+                self._check_batch_capability(subjects, scope, context)
+            else:
+                self._check_capability(subjects, scope, context)
             self._check_audit(operation)
             self._take_rates(operation, subjects[0].tenant, context.principal, _count(request))
             response = await self._admitted(operation, request, subjects, context)
@@ -130,7 +134,7 @@ class Dispatcher:
         subjects: tuple[Subject, ...] = ()
         try:
             subjects = operation.subjects(request, context)
-            self._check_capability(operation, subjects, scope, context)
+            self._check_capability(subjects, scope, context)
             return await self._serve(operation, request, subjects, context)
         except Exception as error:
             typed = as_kms_error(error)
@@ -165,9 +169,8 @@ class Dispatcher:
                 await self._audit.append(event)
                 self._services.store.mark_audited(change.epoch)
 
-    def _check_capability(
-        self, operation: Operation, subjects: tuple[Subject, ...], scope: Scope, context: CallContext
-    ) -> None:
+    def _check_capability(self, subjects: tuple[Subject, ...], scope: Scope, context: CallContext) -> None:
+        """Check that every subject is covered. Raises NoCapability."""
         principal = context.principal
         if scope is Scope.VERIFY and self.settings.verify_with_read and scope not in principal.scopes:
             scope = Scope.READ
@@ -175,6 +178,16 @@ class Dispatcher:
             self._authorise(
                 principal, scope=scope, tenant=subject.tenant, kid=subject.kid, alg=subject.alg, path=context.path
             )
+
+    def _check_batch_capability(self, subjects: tuple[Subject, ...], scope: Scope, context: CallContext) -> None:
+        """Check that one item at least is covered; the others are refused one by one. Raises NoCapability."""
+        refusal: KmsError | None = None
+        for subject in subjects:
+            try:
+                return self._check_capability((subject,), scope, context)
+            except NoCapability as error:
+                refusal = refusal or error
+        raise refusal or NoCapability("no item is covered")
 
     def _check_audit(self, operation: Operation) -> None:
         reason = self._audit.writable() if operation.needs_audit else None
@@ -328,4 +341,4 @@ class Dispatcher:
 
 def _count(request: Message) -> int:
     """Tell how many operations a request asks for."""
-    return len(request.items) if isinstance(request, (SignBatchRequest, VerifyBatchRequest)) else 1
+    return len(request.items) if isinstance(request, _BATCHES) else 1
