@@ -77,6 +77,9 @@ async def append_each(store: Any, seconds: float, tasks: int, rate: float) -> Wr
     async def work() -> None:
         nonlocal count
         next_s = time.monotonic()
+        if rate:  # Not all at once.
+            next_s += random.random() * tasks / rate
+            await asyncio.sleep(next_s - time.monotonic())
         while (now_s := time.monotonic()) < deadline_s:
             stored = await writer.append(draft(), 30.0)
             count += 1

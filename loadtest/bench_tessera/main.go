@@ -9,10 +9,11 @@ package main
 
 import (
 	"context"
-	"crypto/rand"
+	crand "crypto/rand"
 	"encoding/json"
 	"fmt"
 	"log"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"strconv"
@@ -54,9 +55,14 @@ type adder struct {
 func (a adder) run(ctx context.Context) ([]time.Duration, tessera.IndexFuture) {
 	var took []time.Duration
 	var last tessera.IndexFuture
-	for next := time.Now(); time.Now().Before(a.deadline); {
+	next := time.Now()
+	if a.every > 0 { // Not all at once.
+		next = next.Add(rand.N(a.every))
+		time.Sleep(time.Until(next))
+	}
+	for time.Now().Before(a.deadline) {
 		data := make([]byte, a.size)
-		rand.Read(data)
+		crand.Read(data)
 		began := time.Now()
 		last = a.log.Add(ctx, tessera.NewEntry(data))
 		if a.every == 0 {
@@ -116,7 +122,7 @@ func add(folder, key string, seconds float64, size, outstanding int, rate float6
 func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "key":
-		secret, _, err := note.GenerateKey(rand.Reader, os.Args[2])
+		secret, _, err := note.GenerateKey(crand.Reader, os.Args[2])
 		must(struct{}{}, err)
 		fmt.Println(secret)
 	case len(os.Args) == 9 && os.Args[1] == "add":
