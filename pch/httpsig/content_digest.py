@@ -59,7 +59,8 @@ def parse_content_digest(lines: Sequence[bytes]) -> dict[str, bytes]:
 def expected_digests(lines: Sequence[bytes]) -> dict[str, bytes]:
     """Read which digests content must have, PCH §3: sha-256, and sha-512 if it is there. Others are ignored.
 
-    `lines`: the field's raw lines. Raises BadContentDigest when it is malformed or has no sha-256.
+    `lines`: the field's raw lines. Raises BadContentDigest when it is malformed, has no sha-256, or one that counts is
+    not as long as its algorithm makes them.
     """
     try:
         digests = parse_content_digest(lines)
@@ -67,7 +68,10 @@ def expected_digests(lines: Sequence[bytes]) -> dict[str, bytes]:
         raise BadContentDigest("Content-Digest is malformed") from error
     if REQUIRED_ALGORITHM not in digests:
         raise BadContentDigest("Content-Digest has no sha-256")
-    return {name: digests[name] for name in _HASHES if name in digests}
+    expected = {name: digests[name] for name in _HASHES if name in digests}
+    if any(len(digest) != _HASHES[name](b"").digest_size for name, digest in expected.items()):
+        raise BadContentDigest("a digest is too short or too long for its algorithm")
+    return expected
 
 
 class ContentDigestCheck:

@@ -2,11 +2,20 @@
 
 import base64
 import hashlib
+import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pch.errors import BadContentDigest
-from pch.httpsig.content_digest import content_digest, parse_content_digest, verify_content_digest
+from pch.httpsig.content_digest import (
+    ContentDigestCheck,
+    content_digest,
+    expected_digests,
+    parse_content_digest,
+    verify_content_digest,
+)
 from pch.httpsig.errors import DuplicateError, FieldSyntaxError
 
 BODY = b'{"hello": "world"}'
@@ -89,3 +98,42 @@ def test_parse_gives_every_digest_and_none_for_an_absent_field() -> None:
     assert parse_content_digest([b"sha-256=:YQ==:", b"other=:Yg==:"]) == {"sha-256": b"a", "other": b"b"}
     with pytest.raises(DuplicateError):
         parse_content_digest([b"sha-256=:YQ==:, sha-256=:YQ==:"])
+
+
+# -- as content arrives
+
+
+@given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+def test_digests_hold_over_content_in_pieces_as_over_the_whole(body: bytes, cuts: list[int]) -> None:
+    check = ContentDigestCheck(expected_digests([content_digest(body, ("sha-256", "sha-512")).encode()]))
+    places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
+    for start, end in itertools.pairwise(places):
+        check.update(memoryview(body)[start:end])
+    assert check.verify() == hashlib.sha256(body).digest()
+    check.update(b"x")
+    with pytest.raises(BadContentDigest):
+        check.verify()
+
+
+def test_digests_that_count_are_those_of_the_profile_alone() -> None:
+    field = content_digest(b"a", ("sha-512", "sha-256")) + ", md5=:AAAA:"
+    assert list(expected_digests([field.encode()])) == ["sha-256", "sha-512"]
+
+
+@pytest.mark.parametrize(
+    "field", ["", "sha-256=::", "sha-256=:AAAA:", "md5=:AAAA:", content_digest(b"", ("sha-512",)), "sha-256"]
+)
+def test_digest_that_no_content_can_have_is_refused_before_any_arrives(field: str) -> None:
+    with pytest.raises(BadContentDigest):
+        expected_digests([field.encode()])
+
+
+def test_digest_of_the_second_algorithm_has_its_length_too() -> None:
+    with pytest.raises(BadContentDigest):
+        expected_digests([(content_digest(b"") + ", sha-512=:AAAA:").encode()])
+
+
+@pytest.mark.parametrize("expected", [{}, {"sha-512": bytes(64)}, {"sha-256": bytes(32), "md5": bytes(16)}])
+def test_check_without_the_digests_of_the_profile_cannot_be_made(expected: dict[str, bytes]) -> None:
+    with pytest.raises(ValueError, match="PCH"):
+        ContentDigestCheck(expected)
