@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -13,13 +14,15 @@ from kms.kid import Kid, parse_kid
 from kms.primitive import Primitive
 from kms.providers.file import FileProvider, open_file_provider
 from kms.providers.inmem import InMemoryProvider
+from kms.providers.pkcs11 import Pkcs11Provider, open_pkcs11_provider
 from kms.providers.sealed_root import Kdf, KdfCost
+from tests.support import softhsm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
-    from kms.providers.provider import Provider
+    from kms.providers.provider import KeyHandle, Provider
 
 PASSPHRASE = b"correct horse battery staple\n"
 # The least costs that a store may have: what is slow in production is not what these tests are about.
@@ -77,10 +80,41 @@ def _file_argon2id_aes(folder: Path) -> Iterator[Provider]:
     yield open_quick_file_provider(folder, "argon2id", "aes-gcm")
 
 
+@contextmanager
+def _pkcs11(folder: Path) -> Iterator[Provider]:
+    with running_softhsm(folder) as hsm:
+        yield open_softhsm_provider(hsm)
+
+
+@contextmanager
+def running_softhsm(folder: Path) -> Iterator[softhsm.SoftHsm]:
+    """Give a SoftHSM2 with an empty token."""
+    if not softhsm.is_there():
+        missing_part("softhsm2")
+    hsm = softhsm.SoftHsm(folder)
+    try:
+        yield hsm
+    finally:
+        hsm.stop()
+
+
+def open_softhsm_provider(
+    hsm: softhsm.SoftHsm,
+    monotonic_s: Callable[[], float] = time.monotonic,
+    random: Callable[[], float] = lambda: 1.0,
+    **settings: Any,
+) -> Pkcs11Provider:
+    """Open the provider on a SoftHSM2's token."""
+    return open_pkcs11_provider(
+        softhsm.MODULE, softhsm.LABEL, softhsm.PIN_ENV, hsm.environ, monotonic_s, random, **settings
+    )
+
+
 _OPENERS: dict[str, Callable[[Path], AbstractContextManager[Provider]]] = {
     "inmem": _inmem,
     "file": _file,
     "file-argon2id-aes-gcm": _file_argon2id_aes,
+    "pkcs11": _pkcs11,
 }
 PROVIDER_NAMES = tuple(_OPENERS)
 
@@ -93,3 +127,15 @@ def open_named(name: str, folder: Path) -> Iterator[Provider]:
             yield provider
         finally:
             provider.close()
+
+
+def use(provider: Provider, primitive: Primitive, handle: KeyHandle) -> None:
+    """Use a key in the way of its primitive."""
+    if primitive.signs:
+        provider.sign(handle, primitive, bytes(32))
+    elif primitive is Primitive.X25519:
+        provider.agree(handle, bytes([9]) + bytes(31))
+    elif primitive is Primitive.ML_KEM_768:
+        provider.decapsulate(handle, bytes(1088))
+    else:
+        provider.derive(handle, b"x", Primitive.ED25519, kid_of(Primitive.ED25519))
