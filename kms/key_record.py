@@ -53,8 +53,21 @@ class KeyVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class LastHead:
+    """The last tree head that a `tlog` key signed, and when (POSIX seconds); `root`: 32 bytes."""
+
+    origin: str
+    size: int
+    root: bytes
+    time_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class KeyRecord:
-    """A key. `provider` names who holds its private halves; `derived_from` is the root version of a derived key."""
+    """A key. `provider` names who holds its private halves; `derived_from` is the root version of a derived key.
+
+    `last_head` is what a key of purpose `tlog` signed last; None before its first head, and for every other key.
+    """
 
     name: KeyName
     versions: tuple[KeyVersion, ...]
@@ -63,6 +76,7 @@ class KeyRecord:
     policy_hints: tuple[tuple[str, Hint], ...]
     provider: str
     derived_from: str = ""
+    last_head: LastHead | None = None
 
     @property
     def newest(self) -> KeyVersion:
@@ -151,6 +165,7 @@ class _StoredRecord(msgspec.Struct, frozen=True, array_like=True):
     provider: str
     derived_from: str
     versions: list[_StoredVersion]
+    last_head: tuple[str, int, bytes, int] | None
 
 
 def encode_record(record: KeyRecord) -> bytes:
@@ -172,6 +187,7 @@ def encode_record(record: KeyRecord) -> bytes:
                 )
                 for version in record.versions
             ],
+            None if (head := record.last_head) is None else (head.origin, head.size, head.root, head.time_s),
         )
     )
 
@@ -195,6 +211,7 @@ def decode_record(data: bytes) -> KeyRecord:
             tuple(stored.policy_hints),
             stored.provider,
             stored.derived_from,
+            None if stored.last_head is None else LastHead(*stored.last_head),
         )
     except Exception as error:
         raise ValueError("a key record cannot be read") from error

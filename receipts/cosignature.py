@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 ML_DSA_44_SIGNATURE_BYTES: Final = 2420
 MAX_TIME_S: Final = 2**63 - 1
 _LABEL: Final = b"subtree/v1\n\0"
-_TIME_BYTES: Final = 8
+COSIGNATURE_TIME_BYTES: Final = 8
+"""The time stands before the signature, in so many bytes, big-endian."""
 
 
 def cosigned_message(name: str, time_s: int, head: TreeHead) -> bytes:
@@ -40,7 +41,7 @@ def cosigned_message(name: str, time_s: int, head: TreeHead) -> bytes:
         (
             _LABEL,
             _opaque(name),
-            time_s.to_bytes(_TIME_BYTES, "big"),
+            time_s.to_bytes(COSIGNATURE_TIME_BYTES, "big"),
             _opaque(head.origin),
             bytes(8),  # The subtree's start: all leaves from the first on.
             head.size.to_bytes(8, "big"),
@@ -71,11 +72,11 @@ class CosignatureVerifier:
         Raises NoteSignatureInvalid; NoteFormatError when `text` is no checkpoint.
         """
         head = parse_checkpoint(text)
-        time_s = int.from_bytes(signature[:_TIME_BYTES], "big")
-        if len(signature) != _TIME_BYTES + ML_DSA_44_SIGNATURE_BYTES or time_s > MAX_TIME_S:
+        time_s = int.from_bytes(signature[:COSIGNATURE_TIME_BYTES], "big")
+        if len(signature) != COSIGNATURE_TIME_BYTES + ML_DSA_44_SIGNATURE_BYTES or time_s > MAX_TIME_S:
             raise NoteSignatureInvalid("a cosignature has not its length, or its time is out of range")
         try:
-            self._public_key.verify(signature[_TIME_BYTES:], cosigned_message(self.key.name, time_s, head))
+            self._public_key.verify(signature[COSIGNATURE_TIME_BYTES:], cosigned_message(self.key.name, time_s, head))
         except InvalidSignature as error:
             raise NoteSignatureInvalid("an ML-DSA-44 cosignature does not verify") from error
         return time_s
@@ -99,4 +100,4 @@ def cosign_ml_dsa_44(private_key: MLDSA44PrivateKey, name: str, time_s: int, hea
     """
     key = VerifierKey(name, ML_DSA_44, private_key.public_key().public_bytes_raw())
     signature = private_key.sign(cosigned_message(name, time_s, head))
-    return NoteSignature(name, key.key_id, time_s.to_bytes(_TIME_BYTES, "big") + signature)
+    return NoteSignature(name, key.key_id, time_s.to_bytes(COSIGNATURE_TIME_BYTES, "big") + signature)
