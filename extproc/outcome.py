@@ -50,11 +50,17 @@ class Skipped(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of one request. `ended_ms`: by the edge's clock; for metrics alone, the receipt does not hold it."""
+    """The end of one request. What the receipt does not hold is for metrics and the breaker alone.
+
+    `ended_ms`: by the edge's clock. `app_us`: from the moment when the app had the whole request to the first byte of
+    its answer, or to the end when none came; None where it never had the whole request. So neither a slow upload nor a
+    slow reader makes an app look slow.
+    """
 
     decision_id: ReceiptId
     facts: OutcomeFacts
     ended_ms: int
+    app_us: int | None = None
 
 
 def decode_entry(entry: HTTPAccessLogEntry) -> Outcome | Skipped:
@@ -80,7 +86,7 @@ def decode_entry(entry: HTTPAccessLogEntry) -> Outcome | Skipped:
     if status is not None and not 100 <= status <= 599:
         status = None
         flags.append(STATUS_OUT_OF_RANGE)
-    return Outcome(ReceiptId(receipt), OutcomeFacts(status, duration_us, tuple(flags)), ended_ms)
+    return Outcome(ReceiptId(receipt), OutcomeFacts(status, duration_us, tuple(flags)), ended_ms, _app_us(common))
 
 
 def outcome_key(decision_id: ReceiptId) -> bytes:
@@ -106,6 +112,17 @@ def _duration_us(common: AccessLogCommon) -> int:
         if common.HasField(name):
             return _microseconds(getattr(common, name))
     raise MalformedEntry("the entry has no duration")
+
+
+def _app_us(common: AccessLogCommon) -> int | None:
+    if not common.HasField("time_to_last_upstream_tx_byte"):
+        return None
+    asked_us = _microseconds(common.time_to_last_upstream_tx_byte)
+    for name in ("time_to_first_upstream_rx_byte", "duration"):
+        if common.HasField(name):
+            # An app may answer before it has everything.
+            return max(0, _microseconds(getattr(common, name)) - asked_us)
+    return None
 
 
 def _microseconds(duration: Duration) -> int:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol
 import msgspec
 
 from extproc.outcome import outcome_key
+from extproc.stress_action import Action
 from receipts.errors import ReceiptTooLarge, StoreError
 from receipts.facts import EventFacts
 from receipts.receipt import ReceiptDraft
@@ -44,19 +45,39 @@ DROPPED_EVENT: Final = "outcomes_dropped"
 class OutcomeObserver(Protocol):
     """Whoever wants to know how allowed requests end, such as a circuit breaker."""
 
-    def ended(self, route: str, status: int | None, duration_us: int, flags: tuple[str, ...]) -> None:
+    def ended(
+        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+    ) -> None:
         """Hear of one allowed request's end, once, after its receipt is durable. Must neither block nor raise.
 
-        `route`: from the decision's receipt. `status`: None when no answer reached the client. `flags`: Envoy's
-        response flags, by their names in `envoy.data.accesslog.v3.ResponseFlags`.
+        `route` and `probe_epoch` (`extproc.breaker_bank`): from the decision's receipt. `status`: None when no answer
+        reached the client. `app_us`: as `Outcome` has it. `flags`: Envoy's response flags, by their names in
+        `envoy.data.accesslog.v3.ResponseFlags`.
         """
 
 
 class NoObserver:
     """An observer that does nothing."""
 
-    def ended(self, route: str, status: int | None, duration_us: int, flags: tuple[str, ...]) -> None:
+    def ended(
+        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+    ) -> None:
         """Hear of one allowed request's end."""
+
+
+class _Stress(msgspec.Struct, frozen=True):
+    """What the plan did with the request (`extproc.stress_action`)."""
+
+    action: str
+    epoch: int
+
+
+class _PolicyInput(msgspec.Struct, frozen=True):
+    stress: _Stress | None = None
+
+
+class _Policy(msgspec.Struct, frozen=True):
+    input: _PolicyInput
 
 
 class _Decision(msgspec.Struct, frozen=True):
@@ -66,6 +87,13 @@ class _Decision(msgspec.Struct, frozen=True):
     decision: Literal["allow"]
     trace_id: str | None
     route: str
+    policy: _Policy | None = None
+
+    @property
+    def probe_epoch(self) -> int | None:
+        """Give the half-open phase that this request was a probe of."""
+        stress = None if self.policy is None else self.policy.input.stress
+        return stress.epoch if stress is not None and stress.action == Action.PROBE else None
 
 
 @dataclass(slots=True)
@@ -246,4 +274,6 @@ class OutcomeRecorder:
         self._telemetry.written.inc()
         self._telemetry.delay_seconds.observe(max(0, self._clock_ms() - outcome.ended_ms) / 1000)
         facts = outcome.facts
-        self._observer.ended(decision.route, facts.status, facts.duration_us, facts.flags)
+        self._observer.ended(
+            decision.route, facts.status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch
+        )

@@ -48,10 +48,12 @@ class TroubledWriter:
 class Heard:
     """What the observer was told."""
 
-    ends: list[tuple[str, int | None, int, tuple[str, ...]]] = field(default_factory=list)
+    ends: list[tuple[str, int | None, int | None, tuple[str, ...], int | None]] = field(default_factory=list)
 
-    def ended(self, route: str, status: int | None, duration_us: int, flags: tuple[str, ...]) -> None:
-        self.ends.append((route, status, duration_us, flags))
+    def ended(
+        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+    ) -> None:
+        self.ends.append((route, status, app_us, flags, probe_epoch))
 
 
 class OutcomeParts:
@@ -123,4 +125,4 @@ class OutcomeParts:
 
 
 def end_of(decision: ReceiptId, status: int | None = 200, flags: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(decision, OutcomeFacts(status, 1500, flags), NOW_MS)
+    return Outcome(decision, OutcomeFacts(status, 1500, flags), NOW_MS, 900)

@@ -48,6 +48,29 @@ def test_end_of_an_allowed_request_names_its_decision_status_and_duration() -> N
     assert found.ended_ms == 1_790_000_000_001
 
 
+def timed(**times_us: int) -> Change:
+    def change(entry: HTTPAccessLogEntry) -> None:
+        for name, value in times_us.items():
+            getattr(entry.common_properties, name).FromMicroseconds(value)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("times_us", "app_us"),
+    [
+        ({}, None),
+        ({"time_to_last_upstream_tx_byte": 400, "time_to_first_upstream_rx_byte": 1_300}, 900),
+        ({"time_to_last_upstream_tx_byte": 400}, 1_107),
+        ({"time_to_last_upstream_tx_byte": 400, "time_to_first_upstream_rx_byte": 100}, 0),
+        ({"time_to_first_upstream_rx_byte": 1_300}, None),
+    ],
+    ids=["never asked", "answered", "gave up waiting", "answered early", "answered before the request was whole"],
+)
+def test_the_apps_time_leaves_out_what_the_client_took(times_us: dict[str, int], app_us: int | None) -> None:
+    assert outcome(timed(**times_us)).app_us == app_us
+
+
 def set_type(name: str) -> Change:
     return lambda entry: setattr(entry.common_properties, "access_log_type", AccessLogType.Value(name))
 

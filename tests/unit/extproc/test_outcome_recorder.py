@@ -12,7 +12,7 @@ from extproc import outcome_recorder
 from extproc.outcome_recorder import MAX_BATCH_OUTCOMES, NoObserver
 from receipts.chain import ChainVerifier
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError, StoreTimeout
-from receipts.facts import WindowFacts
+from receipts.facts import PolicyFacts, WindowFacts
 from receipts.receipt import LogEventReceipt, OutcomeReceipt, Receipt, ReceiptDraft, parse_receipt
 from receipts.receipt_id import ReceiptId, new_receipt_id
 from tests.support.filter_parts import NOW_MS
@@ -52,9 +52,27 @@ async def test_outcome_refers_to_its_decision_and_shares_its_trace(parts: Outcom
     (receipt,) = outcomes(parts)
     assert (receipt.refers_to, receipt.trace_id, receipt.time_ms) == (decision, TRACE_ID, NOW_MS + 40)
     assert (receipt.outcome.status, receipt.outcome.flags) == (503, ("upstream_overflow",))
-    assert parts.heard.ends == [("protected", 503, 1500, ("upstream_overflow",))]
+    assert parts.heard.ends == [("protected", 503, 900, ("upstream_overflow",), None)]
     assert parts.count("written") == 1
     assert parts.registry.get_sample_value("signet_outcome_delay_seconds_sum") == 0.04
+
+
+@pytest.mark.parametrize(
+    ("stress", "probe_epoch"),
+    [
+        ({"action": "probe", "epoch": 7}, 7),
+        ({"action": "attempt", "epoch": 7}, None),
+        (None, None),
+    ],
+)
+async def test_the_end_of_a_probe_is_heard_as_that_of_its_phase(
+    parts: OutcomeParts, stress: dict[str, object] | None, probe_epoch: int | None
+) -> None:
+    asked = {"v": 2} if stress is None else {"v": 2, "stress": stress}
+    decision = await parts.decide(policy=PolicyFacts("0" * 64, asked))
+    parts.recorder.take(end_of(decision))
+    await parts.settled()
+    assert [end[-1] for end in parts.heard.ends] == [probe_epoch]
 
 
 async def test_many_are_written_in_order_and_the_chain_holds(parts: OutcomeParts) -> None:
@@ -267,4 +285,4 @@ async def test_drain_gives_up_in_time_and_counts_what_it_left(parts: OutcomePart
 
 
 def test_no_one_has_to_listen() -> None:
-    NoObserver().ended("protected", 200, 1, ())
+    NoObserver().ended("protected", 200, 1, (), probe_epoch=None)
