@@ -51,6 +51,12 @@ class Attestations:
         self._deadline_s = deadline_s
         self._entries: OrderedDict[tuple[str, KeyHandle], _Entry] = OrderedDict()
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether evidence was had whenever it was last asked for; of keys never asked for, nothing is known."""
+        newest = next(reversed(self._entries.values()), None)
+        return newest is None or newest.attestation is not None
+
     async def gate(self, tenant: str, provider: Provider, handle: KeyHandle) -> Attestation | None:
         """Give evidence of a key before it signs, or None where none is wanted or there.
 

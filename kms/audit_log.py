@@ -155,6 +155,10 @@ class ChainedAuditLog:
         slow = since_s is not None and self._clock.monotonic_s() - since_s > self._settings.checkpoint_s
         return self.writable() or self._checkpoint or ("audit_checkpoint" if slow else None)
 
+    def checkpoint_age_s(self) -> float | None:
+        """Tell how long ago the last checkpoint was signed, in seconds."""
+        return max(0.0, self._clock.monotonic_s() - self._signed_s)
+
     def close(self) -> None:
         """Write what is queued, sign the last head, let go of the files. A second call does nothing."""
         if self._stop.is_set():
@@ -344,6 +348,10 @@ class RefusingAuditLog:
     def not_ready(self) -> str | None:
         """Tell why the service is not ready."""
         return self._reason
+
+    def checkpoint_age_s(self) -> float | None:
+        """Tell that no checkpoint is signed any more."""
+        return None
 
     def close(self) -> None:
         """Do nothing: no file is open."""
