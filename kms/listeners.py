@@ -65,6 +65,39 @@ def bind_all(config: KmsConfig) -> Listeners:
     return Listeners(opened[0], opened[1], opened[2] if len(opened) > 2 else None)
 
 
+def rebind(former: Listeners, was: KmsConfig, fresh: KmsConfig) -> Listeners:
+    """Give the sockets of a changed configuration: those whose address stayed are kept, the others bound anew.
+
+    The new ones are bound before any old one is closed. Raises ConfigError; the former sockets then still serve.
+    """
+    http, metrics, unix = former.http, former.metrics, former.unix
+    opened: list[socket.socket] = []
+    try:
+        if fresh.bind_addr != was.bind_addr:
+            opened.append(http := _bind("bind_addr", fresh.bind_addr))
+        if fresh.metrics_addr != was.metrics_addr:
+            opened.append(metrics := _bind("metrics_addr", fresh.metrics_addr))
+        if fresh.unix.path != was.unix.path:
+            unix = None if fresh.unix.path is None else bind_unix(fresh.unix.path)
+    except ConfigError:
+        for each in opened:
+            each.close()
+        raise
+    kept = Listeners(http, metrics, unix)
+    for _, each in former.roles():
+        if all(each is not other for _, other in kept.roles()):
+            each.close()
+    if unix is not former.unix:
+        remove_unix(was)
+    return kept
+
+
+def remove_unix(config: KmsConfig) -> None:
+    """Remove the path of the UNIX socket."""
+    if config.unix.path is not None:
+        config.unix.path.unlink(missing_ok=True)
+
+
 def adopt(described: str) -> Listeners:
     """Take over descriptors that were handed down. Raises ConfigError when the description is not ours."""
     found: dict[str, socket.socket] = {}

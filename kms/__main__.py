@@ -1,0 +1,122 @@
+"""`python -m kms`: serve, check, openapi, and the commands of capabilities and of the audit log."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Final
+
+from kms import mint
+from kms.config_keys import KEYS
+from kms.config_values import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_UNUSABLE: Final = 2
+
+
+def add_config_flags(command: argparse.ArgumentParser) -> None:
+    """Add `--config` and the flag of every key that has one (CONFIG.md §6)."""
+    command.add_argument("--config", metavar="PATH", help="TOML or JSON file; Config.toml here when there is one")
+    for key in KEYS:
+        if not key.flag:
+            continue
+        if key.switch:
+            command.add_argument(f"--{key.flag}", action="store_const", const="true", help=f"{key.path} = true")
+        else:
+            command.add_argument(f"--{key.flag}", metavar="VALUE", help=key.path)
+
+
+def config_flags(args: argparse.Namespace) -> Mapping[str, str]:
+    """Gather the flags that were given, by name."""
+    names = ["config", *(key.flag for key in KEYS if key.flag)]
+    found = {name: getattr(args, name.replace("-", "_"), None) for name in names}
+    return {name: text for name, text in found.items() if text is not None}
+
+
+def _serve(args: argparse.Namespace) -> int:
+    from kms.clock import SYSTEM_CLOCK
+    from kms.config import load_config
+    from kms.logs import LogWriter
+    from kms.supervisor import Supervisor
+
+    flags = config_flags(args)
+    loaded = load_config(flags, os.environ)
+    section = loaded.config.observability
+    log = LogWriter(sys.stderr, SYSTEM_CLOCK.wall_ms, section.log_level, section.log_format)
+    try:
+        return Supervisor(loaded, flags, os.environ, log).run()
+    finally:
+        log.close()
+
+
+def _service(args: argparse.Namespace) -> int:
+    from kms.config import load_config
+    from kms.listeners import adopt, bind_all
+    from kms.server import run_service
+
+    flags = config_flags(args)
+    loaded = load_config(flags, os.environ)
+    listeners = bind_all(loaded.config) if args.listeners is None else adopt(args.listeners)
+    return run_service(loaded, flags, os.environ, listeners, args.lifeline_fd, args.restarts)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from kms.config import config_digest, load_config
+
+    loaded = load_config(config_flags(args), os.environ)
+    for line in (*loaded.notes, *loaded.warnings):
+        sys.stdout.write(f"{line}\n")
+    sys.stdout.write(f"valid, digest {config_digest(loaded.config)}\n")
+    return EXIT_OK
+
+
+def _openapi(_args: argparse.Namespace) -> int:
+    from kms.openapi import openapi_json
+
+    sys.stdout.write(openapi_json().decode() + "\n")
+    return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m kms", description="The key service.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run, text in (
+        ("serve", _serve, "run the service: a supervisor and its serving process"),
+        ("service", _service, "run the serving process alone (serve starts it)"),
+        ("check", _check, "validate the configuration and exit"),
+    ):
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_config_flags(command)
+        command.set_defaults(run=run)
+        if name == "service":
+            command.add_argument("--listeners", default=None, help="descriptors that were handed down")
+            command.add_argument("--lifeline-fd", type=int, default=None, help="becomes readable when serve is gone")
+            command.add_argument("--restarts", type=int, default=0, help="how often the process was started again")
+    mint.register(commands)
+    openapi = commands.add_parser("openapi", help="print the OpenAPI document", description="print it as JSON")
+    openapi.set_defaults(run=_openapi)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line. Returns 0, 1 (failed) or 2 (unusable input)."""
+    from kms.errors import KmsError
+
+    args = _parser().parse_args(argv)
+    try:
+        return int(args.run(args))
+    except ConfigError as error:
+        sys.stderr.write(f"configuration: {error}\n")
+        return EXIT_UNUSABLE
+    except KmsError as error:
+        sys.stderr.write(f"{error.code}: {error.message}\n")
+        return EXIT_FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""One serving process: opens the parts, listens, reloads, drains (CONCURRENCY.md §2 and §6, CONFIG.md §5)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+import uvloop
+
+from kms.api_call import ApiCalls
+from kms.clock import SYSTEM_CLOCK
+from kms.config import ConfigError, config_digest, load_config
+from kms.config_reload import changed_keys, needs_restart
+from kms.correlation import IdSource
+from kms.errors import KmsError
+from kms.grpc_api import build_grpc_server
+from kms.http_api import HttpApi
+from kms.http_connection import ConnectionRules
+from kms.http_server import HttpServer
+from kms.logs import LibraryHandler, LogWriter, places_of
+from kms.monitoring import Monitoring
+from kms.openapi import openapi_json
+from kms.readiness import Readiness, ReadyPayload
+from kms.service_parts import ServiceParts, open_parts
+from kms.service_probes import ServiceState, service_probes, snapshot_of
+from kms.telemetry import Telemetry
+from kms.tls import TlsFiles
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kms.config import LoadedConfig
+    from kms.listeners import Listeners
+
+LOOK_INTERVAL_S: Final = 0.5
+CLOSE_GRACE_S: Final = 1.0
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+
+
+class KmsServer:
+    """One process's service. Everything runs on one event loop; blocking work is in the parts' own threads."""
+
+    def __init__(
+        self, loaded: LoadedConfig, flags: Mapping[str, str], environ: Mapping[str, str], listeners: Listeners
+    ) -> None:
+        self._config = loaded.config
+        self._flags, self._environ = flags, environ
+        self._listeners = listeners
+        self._clock = SYSTEM_CLOCK
+        self.telemetry = Telemetry()
+        section = loaded.config.observability
+        self.log = LogWriter(sys.stderr, self._clock.wall_ms, section.log_level, section.log_format)
+        self._state = ServiceState()
+        self._stop = asyncio.Event()
+        self._servers: list[HttpServer] = []
+        self._grpc: Any = None
+        self._tls: TlsFiles | None = None
+        for note in loaded.notes:
+            self.log.event("info", "config_defaults", message=note)
+        for warning in loaded.warnings:
+            self.log.event("warn", "config_warning", message=warning)
+
+    async def run(self, lifeline_fd: int | None, restarts: int) -> int:
+        """Serve until told to stop, or until the process at the other end of the lifeline is gone."""
+        self.telemetry.service_restarts.inc(restarts)
+        self.telemetry.verify_cache_ttl.set(self._config.audit.verify_cache_ttl_ms)
+        parts = open_parts(self._config, self.telemetry, self._clock)
+        try:
+            await self._serve(parts, lifeline_fd)
+        finally:
+            await asyncio.to_thread(parts.close)
+            self.log.event("info", "stopped", pid=os.getpid())
+            self.log.close()
+        return EXIT_OK
+
+    async def _serve(self, parts: ServiceParts, lifeline_fd: int | None) -> None:
+        ids = IdSource(self._clock.wall_ms)
+        calls = ApiCalls(
+            parts.authority, parts.core.dispatcher, self.telemetry, self.log, ids, self._clock, lambda: self._config
+        )
+        probes = service_probes(self._state, parts, lambda: self._config, self._clock)
+        self._readiness = Readiness(probes, lambda: snapshot_of(parts, lambda: self._config), self._tell_readiness)
+        await parts.core.start()
+        await self._listen(calls)
+        self._state.listening = True
+        self._readiness.look()
+        self.log.event("info", "serving", pid=os.getpid(), config_digest=config_digest(self._config))
+        self._take_signals(parts, lifeline_fd)
+        watch = asyncio.create_task(self._watch(), name="kms-watch")
+        try:
+            await self._stop.wait()
+        finally:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+            await self._drain(calls, parts)
+
+    async def _listen(self, calls: ApiCalls) -> None:
+        config = self._config
+        self._tls = TlsFiles(config.tls) if config.tls.enabled else None
+        context = None if self._tls is None else self._tls.context
+        api = HttpApi(calls, openapi_json())
+        plain, unix = self._rules(unix=False), self._rules(unix=True)
+        self._servers = [HttpServer(api, self._listeners.http, plain, context)]
+        if self._listeners.unix is not None:
+            self._servers.append(HttpServer(api, self._listeners.unix, unix, None))
+        monitoring = Monitoring(self.telemetry, self._readiness)
+        self._servers.append(HttpServer(monitoring, self._listeners.metrics, plain, None))
+        for server in self._servers:
+            await server.start()
+        if config.grpc_addr is not None:
+            self._grpc = build_grpc_server(calls, config)
+            self._bind_grpc(str(config.grpc_addr))
+            await self._grpc.start()
+
+    def _bind_grpc(self, address: str) -> None:
+        try:
+            if self._tls is None:
+                self._grpc.add_insecure_port(address)
+            else:
+                self._grpc.add_secure_port(address, self._tls.grpc_credentials())
+        except RuntimeError as error:
+            raise ConfigError(f"grpc_addr: {address}: cannot be bound") from error
+
+    def _rules(self, *, unix: bool) -> ConnectionRules:
+        return ConnectionRules(lambda: self._config, self.telemetry, self._clock.wall_ms, unix)
+
+    def _take_signals(self, parts: ServiceParts, lifeline_fd: int | None) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self.reload, parts)
+        if lifeline_fd is not None:
+            # Nothing is ever written there: it becomes readable when the supervisor is gone.
+            loop.add_reader(lifeline_fd, self._supervisor_gone, lifeline_fd)
+
+    def _supervisor_gone(self, lifeline_fd: int) -> None:
+        asyncio.get_running_loop().remove_reader(lifeline_fd)
+        self.log.event("warn", "supervisor_gone")
+        self._stop.set()
+
+    def reload(self, parts: ServiceParts) -> None:
+        """Take over what a reload may change, all or nothing; requests under way end under the former settings."""
+        try:
+            fresh = load_config(self._flags, self._environ).config
+            changed = changed_keys(self._config, fresh)
+            waits = needs_restart(changed)
+            parts.authority.reload()
+            if self._tls is not None and self._tls.refresh():
+                self.log.event("info", "certificate_reloaded")
+            if not waits:
+                parts.core.reload(fresh)
+        except (ConfigError, KmsError) as error:
+            self._state.config_ok = False
+            self.log.event("error", "config_refused", message=str(error))
+            return
+        self._state.config_ok = True
+        if waits:
+            self.log.event("warn", "config_needs_restart", changed=waits)
+            return
+        self._config = fresh
+        self.log.configure(fresh.observability.log_level, fresh.observability.log_format)
+        self.telemetry.verify_cache_ttl.set(fresh.audit.verify_cache_ttl_ms)
+        self.log.event("info", "config_updated", changed=changed)
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_INTERVAL_S)
+            self._readiness.look()
+            if self._tls is None:
+                continue
+            try:
+                if self._tls.refresh():
+                    self.log.event("info", "certificate_reloaded")
+            except ConfigError as error:
+                self.log.event("error", "certificate_refused", message=str(error))
+
+    async def _drain(self, calls: ApiCalls, parts: ServiceParts) -> None:
+        """Refuse what is new, finish what is under way within its deadline, then close the connections."""
+        calls.draining = True
+        self._state.listening = False
+        self._readiness.look()
+        drain_s = self._config.deadlines.drain_ms / 1000
+        self.log.event("info", "draining")
+        stops: list[Any] = [parts.core.stop(drain_s)]
+        if self._grpc is not None:
+            stops.append(self._grpc.stop(drain_s))
+        left = (await asyncio.gather(*stops))[0]
+        if left:
+            self.log.event("warn", "drain_deadline", count=left)
+        await asyncio.gather(*(server.stop(CLOSE_GRACE_S) for server in self._servers))
+
+    def _tell_readiness(self, payload: ReadyPayload) -> None:
+        event = "readyz_true" if payload.ready else "readyz_false"
+        self.log.event("info" if payload.ready else "warn", event, missing=payload.missing, degraded=payload.degraded)
+
+
+def run_service(
+    loaded: LoadedConfig,
+    flags: Mapping[str, str],
+    environ: Mapping[str, str],
+    listeners: Listeners,
+    lifeline_fd: int | None,
+    restarts: int,
+) -> int:
+    """Serve in this process. Returns the exit status; raises ConfigError."""
+
+    async def main() -> int:
+        server = KmsServer(loaded, flags, environ, listeners)
+        logging.basicConfig(handlers=[LibraryHandler(server.log)], level=logging.WARNING, force=True)
+        try:
+            return await server.run(lifeline_fd, restarts)
+        except KmsError as error:
+            server.log.event("error", "cannot_start", reason=error.reason, message=error.message)
+        except ConfigError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor starts us again
+            server.log.event("error", "service_failed", trace=places_of(error))
+        server.log.close()
+        return EXIT_FAILED
+
+    status: int = uvloop.run(main())
+    return status
