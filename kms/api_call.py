@@ -172,7 +172,7 @@ class ApiCalls:
     def _log_result(
         self, call: ApiCall, took_s: float, status: str, error: KmsError | None, response: Message | None
     ) -> None:
-        event = "request_refused" if call.operation is None else f"{call.operation.op}_result"
+        event = "request_result" if call.operation is None else f"{call.operation.op}_result"
         level = "info" if error is None or error.http_status < 500 else "warn"
         self._log.event(
             level,

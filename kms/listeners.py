@@ -40,6 +40,10 @@ class Listeners:
         """Write roles and descriptors as `adopt` reads them."""
         return ",".join(f"{role}={each.fileno()}" for role, each in self.roles())
 
+    def addresses(self) -> dict[str, str]:
+        """Tell where each role listens: with the port that was chosen where the configuration says 0."""
+        return {role: _address_of(each.getsockname()) for role, each in self.roles()}
+
     def descriptors(self) -> tuple[int, ...]:
         """Give the descriptors that a child must inherit."""
         return tuple(each.fileno() for _, each in self.roles())
@@ -126,6 +130,10 @@ def bind_unix(path: Path) -> socket.socket:
         os.umask(previous)
     listener.listen(BACKLOG)
     return listener
+
+
+def _address_of(name: str | tuple[str, int] | tuple[str, int, int, int]) -> str:
+    return name if isinstance(name, str) else f"{name[0]}:{name[1]}"
 
 
 def _remove_leftover(path: Path) -> None:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from kms.config import LoadedConfig
+    from kms.config_values import SocketAddress
     from kms.listeners import Listeners
 
 LOOK_INTERVAL_S: Final = 0.5
@@ -61,6 +62,7 @@ class KmsServer:
         self._servers: list[HttpServer] = []
         self._grpc: Any = None
         self._tls: TlsFiles | None = None
+        self._addresses = listeners.addresses()
         for note in loaded.notes:
             self.log.event("info", "config_defaults", message=note)
         for warning in loaded.warnings:
@@ -90,7 +92,13 @@ class KmsServer:
         await self._listen(calls)
         self._state.listening = True
         self._readiness.look()
-        self.log.event("info", "serving", pid=os.getpid(), config_digest=config_digest(self._config))
+        self.log.event(
+            "info",
+            "serving",
+            pid=os.getpid(),
+            addresses=self._addresses,
+            config_digest=config_digest(self._config),
+        )
         self._take_signals(parts, lifeline_fd)
         watch = asyncio.create_task(self._watch(), name="kms-watch")
         try:
@@ -116,17 +124,18 @@ class KmsServer:
             await server.start()
         if config.grpc_addr is not None:
             self._grpc = build_grpc_server(calls, config)
-            self._bind_grpc(str(config.grpc_addr))
+            self._bind_grpc(config.grpc_addr)
             await self._grpc.start()
 
-    def _bind_grpc(self, address: str) -> None:
+    def _bind_grpc(self, address: SocketAddress) -> None:
         try:
             if self._tls is None:
-                self._grpc.add_insecure_port(address)
+                port = self._grpc.add_insecure_port(str(address))
             else:
-                self._grpc.add_secure_port(address, self._tls.grpc_credentials())
+                port = self._grpc.add_secure_port(str(address), self._tls.grpc_credentials())
         except RuntimeError as error:
             raise ConfigError(f"grpc_addr: {address}: cannot be bound") from error
+        self._addresses["grpc"] = f"{address.host}:{port}"
 
     def _rules(self, *, unix: bool) -> ConnectionRules:
         return ConnectionRules(lambda: self._config, self.telemetry, self._clock.wall_ms, unix)
