@@ -27,6 +27,7 @@ from receipts.receipt_id import WriterId
 from receipts.rotation import rotate_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from extproc.log_section import LogSection
@@ -45,10 +46,10 @@ STOP_S: Final = 5.0
 class LogIntegrator:
     """Integrates the store at `store_url` into the log that `section` names, on a thread of its own.
 
-    `policy`: the policy bundle in force, kept in the log's folder for packs made on the command line.
+    `policy` gives the policy bundle in force, which is kept in the log's folder for packs made on the command line.
     """
 
-    def __init__(self, section: LogSection, store_url: str, policy: bytes) -> None:
+    def __init__(self, section: LogSection, store_url: str, policy: Callable[[], bytes]) -> None:
         self._section, self._store_url, self._policy = section, store_url, policy
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-integrator", daemon=True)
@@ -100,7 +101,6 @@ class LogIntegrator:
         store = open_store(self._store_url)
         try:
             signer = open_signer(section.dir, section.origin, create=True)
-            _keep(section.dir / POLICY_NAME, self._policy)
             settings = LogSettings(section.max_batch_receipts, section.max_batch_age_ms, section.poll_interval_ms)
             writer = LogWriter(store, section.dir, signer, origin=section.origin, settings=settings)
             try:
@@ -115,10 +115,12 @@ class LogIntegrator:
     def _work(self, writer: LogWriter, store: ReceiptStore, signer: FileCheckpointSigner) -> None:
         look_at_keys_s = 0.0
         published: tuple[VerifierKey, ...] = ()
+        policy = b""
         while not self._stop.is_set():
             try:
                 # Before a head that they sign is seen: workers hold clients' checkpoints against them (PCH §7).
                 published = self._publish_keys(signer, published)
+                policy = self._keep_policy(policy)
                 pause_s = 0.0 if writer.step() else self._section.poll_interval_ms / 1000
                 self._problem = None
                 if time.monotonic() >= look_at_keys_s:
@@ -153,6 +155,13 @@ class LogIntegrator:
         if keys != published:
             _keep(self._section.dir / VERIFIER_KEYS_NAME, canonical(verifier_jwks(keys)))
         return keys
+
+    def _keep_policy(self, kept: bytes) -> bytes:
+        """Keep the policy bundle in force beside the log, and give it; `kept` is there already."""
+        policy = self._policy()
+        if policy != kept:
+            _keep(self._section.dir / POLICY_NAME, policy)
+        return policy
 
     def _set_problem(self, code: str, error: Exception) -> None:
         if self._problem != code:

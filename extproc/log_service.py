@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import threading
 from typing import TYPE_CHECKING, Final
 
 from extproc.log_api import LogApi
 from extproc.log_integrator import LogIntegrator
-from extproc.policy_bundle import policy_bundle, request_algorithms
+from extproc.policy_bundle import PolicyInForce, policy_bundle, request_algorithms
 from receipts.checkpoint_keys import KeyFileError
 from receipts.cli_places import lookup_for, open_signer
 from receipts.log_errors import EntryUnknown, LogUnavailable
@@ -33,7 +34,8 @@ class LogService:
 
     def __init__(self, config: FilterConfig, store: ReceiptStore, now_ms: Callable[[], int]) -> None:
         self._config, self._store = config, store
-        self._integrator = LogIntegrator(config.log, config.receipts.url, policy_bundle(config))
+        self._policy = PolicyInForce(config, os.environ)
+        self._integrator = LogIntegrator(config.log, config.receipts.url, self._policy.bundle)
         self._lock = threading.Lock()
         self._opened: PackSource | None = None  # Owned by `_lock`.
         self.api = LogApi(self.source, lambda: now_ms() // 1000, self._catch_up)
@@ -53,14 +55,15 @@ class LogService:
         return self._integrator.problem
 
     def source(self) -> PackSource:
-        """Give what answers and packs are made from, with the keys of this moment.
+        """Give what answers and packs are made from, with the keys and the policy of this moment.
 
         Raises EntryUnknown while there is no log, LogUnavailable.
         """
         config = self._config
         if not config.log.dir.is_dir():
             raise EntryUnknown("there is no log yet")
-        keys = self._keys()
+        keys, in_force = self._keys(), self._policy.config()
+        policy, algorithms = policy_bundle(in_force), request_algorithms(in_force)
         with self._lock:
             if self._opened is None:
                 self._opened = PackSource(
@@ -69,10 +72,10 @@ class LogService:
                     reader=LogReader(config.log.dir),
                     notes=LogNotes(config.log.dir),
                     keys=keys,
-                    policy=policy_bundle(config),
-                    request_algorithms=request_algorithms(config),
+                    policy=policy,
+                    request_algorithms=algorithms,
                 )
-            return dataclasses.replace(self._opened, keys=keys)
+            return dataclasses.replace(self._opened, keys=keys, policy=policy, request_algorithms=algorithms)
 
     def _keys(self) -> tuple[VerifierKey, ...]:
         try:

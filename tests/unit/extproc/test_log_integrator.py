@@ -18,6 +18,7 @@ from extproc.log_section import LogSection
 from extproc.log_service import LogService
 from extproc.policy_bundle import policy_bundle, request_algorithms
 from extproc.rules import rules_of
+from extproc.supervisor import ACCEPTED_FILE
 from receipts.cli_places import KEYS_NAME, POLICY_NAME, open_signer
 from receipts.log import LogWriter
 from receipts.log_errors import EntryUnknown, LogUnavailable
@@ -35,12 +36,13 @@ class Integration:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.section = LogSection(dir=folder / "log", max_batch_age_ms=0, poll_interval_ms=1)
+        self.policy = b"{}"
         self.url = f"sqlite:{folder / 'receipts.sqlite3'}"
         self.store = SqliteReceiptStore(folder / "receipts.sqlite3")
         self._started: list[LogIntegrator] = []
 
     def integrator(self, section: LogSection | None = None) -> LogIntegrator:
-        made = LogIntegrator(section or self.section, self.url, b"{}")
+        made = LogIntegrator(section or self.section, self.url, lambda: self.policy)
         self._started.append(made)
         made.start()
         return made
@@ -76,7 +78,10 @@ def test_what_is_stored_comes_under_a_signed_head(made: Integration) -> None:
         assert integrator.catch_up(made.add(count), WAIT_S)
     assert LogReader(made.section.dir).head().size == 8
     assert integrator.problem is None
-    assert (made.section.dir / POLICY_NAME).read_bytes() == b"{}"
+    kept = made.section.dir / POLICY_NAME
+    until(lambda: kept.exists() and kept.read_bytes() == b"{}")
+    made.policy = b'{"a":[]}'
+    until(lambda: kept.read_bytes() == made.policy)
     assert (made.section.dir / KEYS_NAME).stat().st_mode & 0o777 == 0o600
 
 
@@ -165,4 +170,29 @@ def test_service_without_a_log_says_so_and_with_one_has_its_keys(config: FilterC
     (config.log.dir / KEYS_NAME).chmod(0o644)
     with pytest.raises(LogUnavailable):
         service.source()
+    store.close()
+
+
+def test_the_policy_is_that_of_the_configuration_that_the_supervisor_accepted_last(config: FilterConfig) -> None:
+    store = SqliteReceiptStore(config.receipts.sqlite_path)
+    service = LogService(config, store, lambda: time.time_ns() // 1_000_000)
+    accepted = config.filter.socket_dir / ACCEPTED_FILE
+    accepted.parent.mkdir(parents=True)
+
+    def accept(text: str) -> None:
+        accepted.with_suffix(".new").write_text(text)
+        accepted.with_suffix(".new").replace(accepted)
+
+    with service.running():
+        until(lambda: (config.log.dir / "checkpoint").exists())
+        assert service.source().policy == policy_bundle(config)
+        accept('[[route]]\nname = "c"\npath = "/c/**"\nsubjects = ["eve"]\nalgorithms = ["ecdsa-p256-sha256"]\n')
+        assert service.source().policy == b'{"c":["eve"]}'
+        assert service.source().request_algorithms == ("ecdsa-p256-sha256",)
+        until(lambda: (config.log.dir / POLICY_NAME).read_bytes() == b'{"c":["eve"]}')
+        # What is not there, or is no configuration, is nothing that the workers decide by.
+        accept("[[route]]")
+        assert service.source().policy == b'{"c":["eve"]}'
+        accepted.unlink()
+        assert service.source().policy == b'{"c":["eve"]}'
     store.close()
