@@ -83,7 +83,7 @@ class Derive:
 
 
 def child_name(root: Kid, context: str, alg: str) -> KeyName:
-    """Name the child of a root version: its UUID (version 8, RFC 9562 §5.8) is a hash of root, context and algorithm."""
+    """Name the child of a root version: its UUID (RFC 9562 version 8) is a hash of root, context and algorithm."""
     text = "\0".join((str(root), context, alg)).encode()
     digest = bytearray(blake3(_CHILD_LABEL + text).digest(length=_UUID_BYTES))
     digest[6] = digest[6] & 0x0F | 0x80
