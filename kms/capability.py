@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymacaroons import Macaroon, Verifier
 
-from kms.caveats import MAX_CAVEATS, covers, limits_of
+from kms.caveats import MAX_CAVEATS, MAX_TOKEN_CHARS, covers, limits_of
 from kms.errors import NoCapability, Unauthenticated
 from kms.principal import Principal, Scope
 from kms.revocation import TOKEN_ID
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from kms.root_key import RootKey, RootKeys
 
 LOCATION: Final = "signet-kms"
-MAX_TOKEN_CHARS: Final = 4096
 MAX_CACHED_TOKENS: Final = 4096
 IDENTIFIER_VERSION: Final = "kms1"
 

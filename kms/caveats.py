@@ -18,6 +18,7 @@ from kms.principal import Scope
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+MAX_TOKEN_CHARS: Final = 4096
 MAX_CAVEATS: Final = 32
 MAX_CAVEAT_BYTES: Final = 1024
 MAX_VALUES: Final = 32

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from pymacaroons import Macaroon
 
-from kms.capability import IDENTIFIER_VERSION, LOCATION, MAX_TOKEN_CHARS, identity_of, read_token
-from kms.caveats import limits_of
+from kms.capability import IDENTIFIER_VERSION, LOCATION, identity_of, read_token
+from kms.caveats import MAX_TOKEN_CHARS, limits_of
 from kms.errors import KmsError
 from kms.private_file import PrivateFileError, create_private, read_private
 from kms.revocation import revoke

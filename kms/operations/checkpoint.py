@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
+from kms.client_wire import SIGNED_SIZE_HINT
 from kms.errors import BadRequest, Conflict, ConflictingHead
 from kms.key_change import KeyChange
 from kms.key_record import LastHead
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from kms.principal import CallContext
     from kms.providers.provider import Provider
 
-SIGNED_SIZE_HINT: Final = "signed_size="
-"""How the hint of a stale request begins; the size that was signed last follows."""
 _TYPES: Final = {Primitive.ED25519: ED25519, Primitive.ML_DSA_44: ML_DSA_44}
 _MS: Final = 1000
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pymacaroons import Macaroon
 
-from kms.capability import LOCATION, MAX_TOKEN_CHARS, Authority, authorise, identity_of, read_token
-from kms.caveats import MAX_CAVEATS
+from kms.capability import LOCATION, Authority, authorise, identity_of, read_token
+from kms.caveats import MAX_CAVEATS, MAX_TOKEN_CHARS
 from kms.errors import ErrorCode, NoCapability, Unauthenticated
 from kms.mint import Grant, attenuate
 from kms.principal import Scope

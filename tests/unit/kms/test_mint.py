@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kms.capability import MAX_TOKEN_CHARS, Authority, read_token
+from kms.capability import Authority, read_token
+from kms.caveats import MAX_TOKEN_CHARS
 from kms.errors import Unauthenticated
 from kms.mint import Grant, MintError, attenuate, mint, register
 from kms.principal import Scope
