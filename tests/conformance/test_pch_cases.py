@@ -1,0 +1,282 @@
+"""The conformance cases against our own verifier and client (docs/reference/conformance.md)."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extproc.decision import ALLOWING, Answer
+from extproc.request import EdgeRequest
+from extproc.response import check_response
+from pch.client.challenge import ChallengeText, parse_pch_challenge, parse_www_authenticate
+from pch.client.channel import Channel, OriginClock
+from pch.client.errors import ChallengeSyntaxError
+from pch.client.exchange import Answer as ClientAnswer
+from pch.client.exchange import Exchange, ExchangeSettings
+from pch.client.request import make_request
+from pch.client.response import Headers
+from pch.client.signing import sign_request
+from pch.errors import BadSignature
+from pch.httpsig.errors import HttpSigError
+from pch.httpsig.message import RequestMessage
+from pch.httpsig.signature_base import signature_base
+from pch.httpsig.signature_field import parse_signature
+from pch.httpsig.signature_input import parse_signature_input
+from pch.keys import private_key_from_jwk, public_key_from_jwk, thumbprint
+from pch.reasons import ANSWERS
+from tests.conformance.make_cases import CLIENT, VERIFIER, documents
+from tests.support.filter_parts import FilterParts, KeyPair, SetClock, edge_request
+
+CASES = Path(__file__).with_name("cases")
+WORLD: dict[str, Any] = json.loads((CASES / "world.json").read_text())
+KEYS: list[dict[str, Any]] = json.loads((CASES / "keys.json").read_text())
+PRIVATE = {key["name"]: private_key_from_jwk(key["private_jwk"]) for key in KEYS}
+PUBLIC = {key["key_id"]: public_key_from_jwk(key["jwk"]) for key in KEYS}
+PSEUDO = (":method", ":path", ":authority", ":scheme")
+
+
+def cases(*files: str) -> list[Any]:
+    found = [case for file in files for case in json.loads((CASES / f"{file}.json").read_text())]
+    return [pytest.param(case, id=case["id"]) for case in found]
+
+
+def config_text() -> str:
+    """Write the world's routes as the filter's TOML: JSON values are TOML values here."""
+    routes = "".join(
+        "[[route]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in route.items())
+        for route in WORLD["routes"]
+    )
+    head = {"realm": WORLD["realm"], "max_age_s": WORLD["max_age_s"], "clock_skew_s": WORLD["clock_skew_s"]}
+    filter_section = "".join(f"{name} = {json.dumps(value)}\n" for name, value in head.items())
+    return f'[filter]\nworkers = 1\n{filter_section}[nonce_store]\nkind = "memory"\n' + routes
+
+
+def verifier(folder: Path) -> FilterParts:
+    """Set a verifier up as world.json says."""
+    epochs = [
+        {
+            "epoch": key["epoch"],
+            "key_b64": base64.b64encode(bytes.fromhex(key["key_hex"])).decode(),
+            "created_ms": WORLD["nonces_since_ms"],
+            "retired_ms": key["retired_ms"],
+        }
+        for key in WORLD["sealing_keys"]
+    ]
+    (folder / "sealing.json").write_text(json.dumps({"epochs": epochs}))
+    (folder / "sealing.json").chmod(0o600)
+    keys = {
+        key["name"]: KeyPair(
+            key["subject"],
+            PRIVATE[key["name"]],
+            key["jwk"],
+            key["status"],
+            key["not_before"],
+            key["not_after"],
+            key["partner"],
+        )
+        for key in KEYS
+        if key["registered"]
+    }
+    return FilterParts(folder, keys, config_text(), SetClock(WORLD["now_ms"]))
+
+
+def message_of(request: dict[str, Any]) -> RequestMessage:
+    headers = tuple((name, value.encode("latin-1")) for name, value in request["headers"])
+    return RequestMessage(request["method"], request["scheme"], request["authority"], request["target"], headers)
+
+
+def edge_request_of(step: dict[str, Any]) -> EdgeRequest:
+    message, edge = message_of(step["request"]), step["edge"]
+    pseudo = zip(PSEUDO, (message.method, message.target, message.authority, message.scheme), strict=True)
+    lines = [*((name, value.encode("latin-1")) for name, value in pseudo), *message.headers]
+    return edge_request(
+        message,
+        stream_id=edge["stream"],
+        edge_instance=edge["instance"],
+        binding=None if edge["binding_hex"] is None else bytes.fromhex(edge["binding_hex"]),
+        body=base64.b64decode(step["request"]["body_base64"]),
+        header_bytes=sum(len(name) + len(value) + 4 for name, value in lines),
+    )
+
+
+def check_answer(expect: dict[str, Any], answer: Answer) -> None:
+    allowed = answer.reason in ALLOWING
+    said = {"decision": "allow" if allowed else "deny", "reason": str(answer.reason)}
+    denied = check_response(answer).denied_response
+    headers = {each.header.key for each in denied.headers}
+    said |= {"status": None if allowed else denied.status.code, "challenge": "www-authenticate" in headers}
+    if answer.reason == "allowed":
+        assert answer.verified is not None
+        said |= {
+            "subject": answer.verified.key.subject,
+            "alg": answer.verified.algorithm,
+            "key_ids": [each.key.key_id for each in answer.verified.signatures],
+        }
+        bases = {each.proof.label: each.signature_base.decode() for each in answer.verified.signatures}
+        assert bases == expect["signature_bases"]
+    assert said == {name: value for name, value in expect.items() if name != "signature_bases"}
+
+
+@pytest.mark.parametrize("case", cases(*VERIFIER))
+async def test_our_verifier_answers_as_the_case_says(case: dict[str, Any], tmp_path: Path) -> None:
+    parts = verifier(tmp_path)
+    await parts.start()
+    try:
+        for step in case["steps"]:
+            parts.clock.now_ms = step["now_ms"]
+            check_answer(step["expect"], await parts.answer(edge_request_of(step)))
+    finally:
+        await parts.stop()
+
+
+@pytest.mark.parametrize("case", cases(*VERIFIER))
+def test_every_base_of_a_case_is_what_rfc_9421_makes_of_its_request(case: dict[str, Any]) -> None:
+    """And where the case is accepted, its signatures hold over just these bases, by the keys of keys.json."""
+    for step in case["steps"]:
+        message, expect = message_of(step["request"]), step["expect"]
+        try:
+            inputs = parse_signature_input(message.lines("signature-input"))
+            found = {
+                label: signature_base(message, params).decode()
+                for label, params in inputs.items()
+                if params.tag in {"pch", "pch-pq"}
+            }
+        except HttpSigError:
+            found = {}
+        assert found == expect["signature_bases"]
+        if expect["reason"] != "allowed":
+            continue
+        signatures = parse_signature(message.lines("signature"))
+        for label, base in found.items():
+            PUBLIC[inputs[label].keyid or ""].verify(signatures[label], base.encode())
+            with pytest.raises(BadSignature):
+                PUBLIC[inputs[label].keyid or ""].verify(signatures[label], base.encode() + b"\n")
+
+
+@pytest.mark.parametrize("case", [case for case in cases("accepted") if "alg" in case.values[0]["steps"][0]["expect"]])
+async def test_an_accepted_case_with_either_signature_spoilt_is_refused(case: dict[str, Any], tmp_path: Path) -> None:
+    (step,) = case["steps"]
+    parts = verifier(tmp_path)
+    await parts.start()
+    try:
+        good = edge_request_of(step)
+        for label in step["expect"]["signature_bases"]:
+            headers = [
+                (name, spoilt(value, label) if name == "signature" else value) for name, value in good.message.headers
+            ]
+            message = dataclasses.replace(good.message, headers=tuple(headers))
+            answer = await parts.answer(dataclasses.replace(good, message=message))
+            assert answer.reason == "bad_signature"
+        assert (await parts.answer(good)).reason == "allowed"
+    finally:
+        await parts.stop()
+
+
+def spoilt(value: bytes, label: str) -> bytes:
+    """Change one character of the signature under `label`."""
+    place = value.index(f"{label}=:".encode()) + len(label) + 20
+    return value[:place] + (b"A" if value[place : place + 1] != b"A" else b"B") + value[place + 1 :]
+
+
+@pytest.mark.parametrize("case", cases("client-signs"))
+def test_our_client_signs_what_the_case_says(case: dict[str, Any]) -> None:
+    given, expect = case["given"], case["expect"]
+    signed = sign_request(
+        message_of(given["request"]),
+        base64.b64decode(given["request"]["body_base64"]),
+        signers=tuple(PRIVATE[name] for name in given["keys"]),
+        challenge=given["challenge"],
+        binding=None if given["binding_hex"] is None else bytes.fromhex(given["binding_hex"]),
+        created_s=given["created_s"],
+        max_age_s=given["max_age_s"],
+        cover=given["cover"],
+    )
+    added = {name: value.decode() for name, value in signed.added}
+    assert {name: added[name] for name in expect["fields"]} == expect["fields"]
+    assert set(added) == {*expect["fields"], "signature"}
+    assert (
+        dict(zip(("pch", "pch-pq"), (base.decode() for base in signed.bases), strict=False))
+        == expect["signature_bases"]
+    )
+    signatures = parse_signature([added["signature"].encode()])
+    for name, (label, base) in zip(given["keys"], expect["signature_bases"].items(), strict=True):
+        PUBLIC[PRIVATE[name].key_id].verify(signatures[label], base.encode())
+
+
+@pytest.mark.parametrize("case", cases("client-reads"))
+def test_our_client_reads_a_challenge_as_the_case_says(case: dict[str, Any]) -> None:
+    lines = [line.encode("latin-1") for line in case["lines"]]
+    try:
+        if case["kind"] == "pch-challenge":
+            read: Any = list(parse_pch_challenge(lines))
+        else:
+            offer = parse_www_authenticate(lines)
+            read = None
+            if offer is not None:
+                lists = {"algorithms": list(offer.algorithms), "hints": list(offer.hints)}
+                read = dataclasses.asdict(offer) | lists
+    except ChallengeSyntaxError:
+        read = "refused"
+    assert read == case["expect"]
+
+
+def client_answer(given: dict[str, Any], number: int) -> ClientAnswer:
+    """The verifier's answer of a case, with a challenge of its own if it carries one."""
+    lines = [("pch-reason", given["reason"].encode())]
+    if given["challenge"]:
+        fresh = f"{number:060d}"
+        offer = f'PCH realm="r", challenge="{fresh}", algs="ed25519", mode="and", binding="tls-exporter", max-age=60'
+        lines += [("www-authenticate", f'{offer}, evidence="none"'.encode()), ("pch-challenge", f'"{fresh}"'.encode())]
+    return ClientAnswer(given["status"], Headers(tuple(lines)), b"", "2", connection_ended=False)
+
+
+@pytest.mark.parametrize("case", cases("client-answers"))
+def test_our_client_does_with_an_answer_what_the_case_says(case: dict[str, Any]) -> None:
+    given = case["given"]
+    channel = Channel(bytes(32), OriginClock())
+    channel.challenges.add([ChallengeText("A" * 60)], 0.0)
+    settings = ExchangeSettings((PRIVATE["alice"],), "tls-exporter", lambda: 1_790_000_000.0, lambda: 0.0)
+    exchange = Exchange(make_request(given["method"], "https://app.example/protected", content=b""), settings)
+    assert exchange.next_request(channel).is_signed
+    if given.get("already_again"):
+        assert exchange.answered(channel, client_answer(given, 1)) is None
+        assert exchange.next_request(channel).is_signed
+    response = exchange.answered(channel, client_answer(given, 2))
+    assert ("give up" if response is not None else "sign again") == case["expect"]
+    if response is None:
+        assert exchange.next_request(channel).is_signed
+
+
+def test_the_files_are_those_of_the_definitions() -> None:
+    """Signatures and challenges aside, which come out anew: same cases, same rules, same verdicts."""
+    written = documents()
+    assert sorted(path.name for path in CASES.glob("*.json")) == sorted(written)
+    for name in written:
+        stored = json.loads((CASES / name).read_text())
+        if name in {"world.json", "keys.json"}:
+            assert stored == written[name]
+            continue
+        for ours, theirs in zip(written[name], stored, strict=True):
+            assert (ours["id"], ours["rule"], ours["title"]) == (theirs["id"], theirs["rule"], theirs["title"])
+            reasons = [[step["expect"]["reason"] for step in each.get("steps", [])] for each in (ours, theirs)]
+            assert reasons[0] == reasons[1]
+
+
+def test_there_are_enough_cases_of_every_kind_and_reason() -> None:
+    verified = [case for file in VERIFIER for case in json.loads((CASES / f"{file}.json").read_text())]
+    asked = [case for file in CLIENT for case in json.loads((CASES / f"{file}.json").read_text())]
+    ids = [case["id"] for case in (*verified, *asked)]
+    assert len(set(ids)) == len(ids) >= 350
+    reasons = {step["expect"]["reason"] for case in verified for step in case["steps"]}
+    later = {"evidence_rejected", "quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
+    assert reasons >= {str(reason) for reason in ANSWERS} - later
+    assert reasons >= {"allowed", "unguarded"}
+
+
+def test_key_ids_are_thumbprints() -> None:
+    assert all(key["key_id"] == thumbprint(key["jwk"]) for key in KEYS)
