@@ -17,6 +17,19 @@ class PolicyError(Exception):
     """The engine gave no usable answer: it failed, was late, or answered something undefined."""
 
 
+class StressFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What the plan did with the request and what it followed from; shares in thousandths.
+
+    Added to the stored input after the policy was asked, for the verdict has a say in it: the policy itself sees null.
+    """
+
+    action: str
+    epoch: int
+    errors_permille: int
+    slowness_permille: int
+    dwell_ms: int
+
+
 class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
     """The complete input of one evaluation, stored in the receipt so that it can be replayed.
 
@@ -40,6 +53,7 @@ class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes: int
     fallback: bool = False
     phase: str = "closed"
+    stress: StressFacts | None = None
 
 
 class PolicyVerdict(msgspec.Struct, frozen=True):
@@ -60,7 +74,12 @@ class PolicyEvaluator(Protocol):
 
     @property
     def digest(self) -> str:
-        """Give the SHA-256 of the policy in force, lower-case hex."""
+        """Give the SHA-256 of `bundle`, lower-case hex."""
+        ...
+
+    @property
+    def bundle(self) -> bytes:
+        """Give the policy in force as one document (`policy.bundle`); empty while it is not known."""
         ...
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import msgspec
 from opa_client.errors import PolicyNotFoundError  # type: ignore[import-untyped]
 from opa_client.opa_async import AsyncOpaClient  # type: ignore[import-untyped]
 
+from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
 from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
 from policy.verdict import ENTRYPOINT, verdict_from
 
@@ -24,59 +24,50 @@ _FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyE
 
 
 class OpaPolicy:
-    """One OPA server. Owned by one event loop: `start` it there and `close` it there.
+    """One OPA server. Owned by one event loop; the first question connects, `close` lets go.
 
-    `timeout_s`: of one question, connecting included. The server's policies and data are read at `start` and whenever
-    `refresh` is called; `digest` is over what was read last.
+    `timeout_s`: of one question, connecting included. The server's policies and data are read with the first question
+    and whenever `refresh` is called; `bundle` is what was read last.
     """
 
     def __init__(self, host: str, port: int, *, timeout_s: float) -> None:
-        # No retries: the library's would outlast the time that a request has.
-        self._client: Any = AsyncOpaClient(host=host, port=port, retries=0, timeout=timeout_s)
-        self._timeout_s = timeout_s
+        self._host, self._port, self._timeout_s = host, port, timeout_s
+        self._client: Any = None
+        self._connecting = asyncio.Lock()
         self._in_flight = 0
-        self._digest = ""
-
-    async def start(self) -> None:
-        """Connect and read the policy in force. Raises PolicyError when the server is not there."""
-        await self._client.__aenter__()
-        try:
-            await self.refresh()
-        except PolicyError:
-            await self.close()
-            raise
+        self._bundle = b""
 
     async def close(self) -> None:
         """Let go of the connections."""
-        await self._client.close_connection()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close_connection()
+
+    @property
+    def bundle(self) -> bytes:
+        """Give the policies and the data read last as one document; empty before."""
+        return self._bundle
 
     @property
     def digest(self) -> str:
-        """Give the SHA-256 of the policies and the data read last, lower-case hex."""
-        if not self._digest:
-            raise PolicyError("the policy in force is not known yet")
-        return self._digest
+        """Give the SHA-256 of `bundle`, lower-case hex."""
+        return bundle_digest(self._bundle)
 
     async def refresh(self) -> None:
         """Read the policies and the data that the server has now. Raises PolicyError."""
+        client = await self._connected()
         try:
             async with asyncio.timeout(self._timeout_s):
-                names = sorted(await self._client.get_policies_list())
+                names = sorted(await client.get_policies_list())
                 if len(names) > MAX_POLICIES:
                     raise PolicyError("the OPA server has too many policies")
-                sources = [await self._client.get_policy(name) for name in names]
-                routes = await self._routes()
+                sources = [await client.get_policy(name) for name in names]
+                routes = await _routes(client)
             modules = {name: source["result"]["raw"] for name, source in zip(names, sources, strict=True)}
         except _FAILURES as error:
             raise PolicyError("the OPA server did not tell its policy") from error
-        told = msgspec.json.encode({"modules": modules, "routes": routes}, order="deterministic")
-        self._digest = hashlib.sha256(told).hexdigest()
-
-    async def _routes(self) -> object:
-        try:
-            return (await self._client.get_data("signet/routes")).get("result")
-        except PolicyNotFoundError:
-            return None
+        data = msgspec.json.encode({"signet": {"routes": routes}}, order="deterministic")
+        self._bundle = bundle_bytes(PolicyBundle(engine="opa", modules=modules, data=msgspec.Raw(data)))
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:
         """Ask the server. Raises PolicyError when it is late, away, overloaded, or answers no verdict."""
@@ -84,8 +75,11 @@ class OpaPolicy:
             raise PolicyError("too many questions to the OPA server are under way")
         self._in_flight += 1
         try:
+            if not self._bundle:
+                await self.refresh()
+            client = await self._connected()
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._client.query_rule(
+                answer = await client.query_rule(
                     input_data=msgspec.to_builtins(policy_input), package_path=_PACKAGE, rule_name=_RULE
                 )
         except _FAILURES as error:
@@ -96,3 +90,32 @@ class OpaPolicy:
         if not isinstance(answer, dict) or "result" not in answer:
             raise PolicyError("the policy's answer is undefined")
         return verdict_from(answer["result"])
+
+    async def _connected(self) -> Any:
+        async with self._connecting:
+            if self._client is None:
+                # No retries: the library's would outlast the time that a request has.
+                client = AsyncOpaClient(host=self._host, port=self._port, retries=0, timeout=self._timeout_s)
+                self._client = await client.__aenter__()
+            return self._client
+
+
+async def _routes(client: Any) -> object:
+    try:
+        return (await client.get_data("signet/routes")).get("result")
+    except PolicyNotFoundError:
+        return None
+
+
+def read_bundle(host: str, port: int, *, timeout_s: float) -> bytes:
+    """Read a server's policies and data once, from a thread without an event loop. Raises PolicyError."""
+
+    async def read() -> bytes:
+        engine = OpaPolicy(host, port, timeout_s=timeout_s)
+        try:
+            await engine.refresh()
+            return engine.bundle
+        finally:
+            await engine.close()
+
+    return asyncio.run(read())

@@ -18,6 +18,7 @@ class RoutePolicyData(msgspec.Struct, frozen=True, kw_only=True):
     algorithms: tuple[str, ...]
     mode: str
     evidence: str
+    fallback_classic: bool
 
 
 def policy_data(routes: Mapping[str, RoutePolicyData]) -> bytes:

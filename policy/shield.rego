@@ -9,8 +9,11 @@ import rego.v1
 # The share of each run of arrivals that passes while the breaker of a route is open; the plan's own is the least.
 availability_floor := 0.05
 
-# Routes on which the classical half of a hybrid is enough while the breaker is open.
-fallback_routes := {name | some name, route in data.signet.routes; route.mode == "or"}
+# Routes on which the classical half of a hybrid is enough while the breaker is not closed.
+fallback_routes := {name |
+	some name, declared in data.signet.routes
+	declared.fallback_classic == true
+}
 
 post_quantum := {"ml-dsa-44", "ml-dsa-65", "ml-dsa-87"}
 
@@ -47,8 +50,10 @@ whole_input if {
 	is_string(input.subject)
 	is_string(input.binding)
 	is_array(input.algorithms)
+	every algorithm in input.algorithms { is_string(algorithm) }
 	is_boolean(input.fallback)
 	is_boolean(input.evidence)
+	is_string(input.phase)
 }
 
 violations contains "binding.required" if {
@@ -63,9 +68,17 @@ violations contains "subject.not_admitted" if {
 
 violations contains "algorithm.missing" if not count(input.algorithms) > 0
 
+# A hybrid stands in the list under the names of both halves; its classical half alone only where it is a fallback.
 violations contains "algorithm.not_allowed" if {
-	some algorithm in input.algorithms
-	not algorithm in route.algorithms
+	not concat("+", input.algorithms) in route.algorithms
+	not allowed_as_fallback
+}
+
+allowed_as_fallback if {
+	input.fallback
+	some name in route.algorithms
+	split(name, "+")[0] == input.algorithms[0]
+	count(input.algorithms) == 1
 }
 
 violations contains "algorithm.post_quantum_missing" if {
@@ -74,8 +87,13 @@ violations contains "algorithm.post_quantum_missing" if {
 }
 
 violations contains "fallback.not_permitted" if {
-	not input.fallback == false
+	input.fallback
 	not input.route in fallback_routes
+}
+
+violations contains "fallback.not_needed" if {
+	input.fallback
+	not input.phase in {"open", "half_open"}
 }
 
 violations contains "evidence.missing" if {

@@ -7,10 +7,15 @@ import data.signet.shield
 route := {
 	"binding": "tls-exporter",
 	"subjects": [],
-	"algorithms": ["ed25519", "ml-dsa-65"],
+	"algorithms": ["ed25519", "ml-dsa-65", "ed25519+ml-dsa-65"],
 	"mode": "and",
 	"evidence": "none",
+	"fallback_classic": false,
 }
+
+hybrid_route := object.union(route, {"algorithms": ["ed25519+ml-dsa-65"]})
+
+fallback_route := object.union(hybrid_route, {"fallback_classic": true})
 
 request := {
 	"route": "protected",
@@ -19,6 +24,7 @@ request := {
 	"algorithms": ["ed25519"],
 	"fallback": false,
 	"evidence": false,
+	"phase": "closed",
 }
 
 verdict(changes, route_changes) := answer if {
@@ -71,14 +77,33 @@ test_a_post_quantum_proof_passes_where_only_post_quantum_counts if {
 	allowed({"algorithms": ["ml-dsa-65"]}, {"mode": "pq_only"})
 }
 
+test_a_half_of_a_hybrid_is_not_what_the_route_lists if {
+	refused({}, hybrid_route, "algorithm.not_allowed")
+	refused({"algorithms": ["ml-dsa-65"]}, hybrid_route, "algorithm.not_allowed")
+	refused({"algorithms": ["ml-dsa-65", "ed25519"]}, hybrid_route, "algorithm.not_allowed")
+}
+
 test_the_classical_half_alone_is_refused_where_no_fallback_is_permitted if {
-	refused({"fallback": true}, {}, "fallback.not_permitted")
+	refused({"fallback": true, "phase": "open"}, hybrid_route, "fallback.not_permitted")
 }
 
 test_the_classical_half_alone_passes_where_fallback_is_permitted if {
-	answer := verdict({"fallback": true}, {"mode": "or"})
-	answer.allow == true
-	answer.fallback_classic == true
+	every phase in {"open", "half_open"} {
+		answer := verdict({"fallback": true, "phase": phase}, fallback_route)
+		answer.allow == true
+		answer.fallback_classic == true
+	}
+}
+
+test_the_classical_half_alone_is_refused_while_all_is_well if {
+	refused({"fallback": true, "phase": "closed"}, fallback_route, "fallback.not_needed")
+	refused({"fallback": false, "phase": "open"}, fallback_route, "algorithm.not_allowed")
+}
+
+test_the_other_half_or_another_algorithm_is_no_fallback if {
+	every name in {"ml-dsa-65", "ecdsa-p256-sha256"} {
+		refused({"fallback": true, "phase": "open", "algorithms": [name]}, fallback_route, "algorithm.not_allowed")
+	}
 }
 
 test_missing_evidence_is_refused_where_it_is_required if {
@@ -92,7 +117,7 @@ test_of_several_violations_the_first_by_name_is_told if {
 }
 
 test_a_request_that_lacks_a_member_is_refused_for_it if {
-	every name in {"subject", "binding", "algorithms", "fallback", "evidence"} {
+	every name in {"subject", "binding", "algorithms", "fallback", "evidence", "phase"} {
 		answer := shield.violations with input as object.remove(request, [name])
 			with data.signet.routes as {"protected": route}
 		"input.malformed" in answer
@@ -100,7 +125,7 @@ test_a_request_that_lacks_a_member_is_refused_for_it if {
 }
 
 test_a_member_of_another_type_is_refused_for_it if {
-	every name in {"subject", "binding", "algorithms", "fallback", "evidence"} {
+	every name in {"subject", "binding", "algorithms", "fallback", "evidence", "phase"} {
 		answer := shield.violations with input as object.union(request, {name: 7})
 			with data.signet.routes as {"protected": route}
 		"input.malformed" in answer
@@ -108,7 +133,7 @@ test_a_member_of_another_type_is_refused_for_it if {
 }
 
 test_a_route_that_lacks_a_member_admits_nobody if {
-	every name in object.keys(route) {
+	every name in object.keys(route) - {"fallback_classic"} {
 		answer := shield.violations with input as request
 			with data.signet.routes as {"protected": object.remove(route, [name])}
 		"route.unknown" in answer
@@ -116,7 +141,7 @@ test_a_route_that_lacks_a_member_admits_nobody if {
 }
 
 test_a_route_with_a_member_of_another_type_admits_nobody if {
-	every name in object.keys(route) {
+	every name in object.keys(route) - {"fallback_classic"} {
 		answer := shield.violations with input as request
 			with data.signet.routes as {"protected": object.union(route, {name: 7})}
 		"route.unknown" in answer

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import contextlib
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -12,7 +15,7 @@ import msgspec
 import pytest
 
 from policy.evaluator import PolicyError, PolicyEvaluator, PolicyInput, PolicyVerdict
-from policy.opa import OpaPolicy
+from policy.opa import OpaPolicy, read_bundle
 from policy.route_data import RoutePolicyData, policy_data
 from policy.verdict import verdict_from
 from policy.wasm import WasmPolicy
@@ -22,16 +25,36 @@ ROOT = Path(__file__).resolve().parents[3]
 COMPILED = ROOT / "policy/compiled/shield.wasm"
 ROUTES = {
     "plain": RoutePolicyData(
-        binding="tls-exporter", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="and", evidence="none"
+        binding="tls-exporter",
+        subjects=(),
+        algorithms=("ed25519", "ml-dsa-65", "ed25519+ml-dsa-65"),
+        mode="and",
+        evidence="none",
+        fallback_classic=False,
     ),
     "listed": RoutePolicyData(
-        binding="tls-exporter", subjects=("alice",), algorithms=("ed25519",), mode="and", evidence="none"
+        binding="tls-exporter",
+        subjects=("alice",),
+        algorithms=("ed25519",),
+        mode="and",
+        evidence="none",
+        fallback_classic=False,
     ),
     "post_quantum": RoutePolicyData(
-        binding="none", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="pq_only", evidence="none"
+        binding="none",
+        subjects=(),
+        algorithms=("ed25519", "ml-dsa-65"),
+        mode="pq_only",
+        evidence="none",
+        fallback_classic=False,
     ),
     "either": RoutePolicyData(
-        binding="tls-exporter", subjects=(), algorithms=("ed25519", "ml-dsa-65"), mode="or", evidence="required"
+        binding="tls-exporter",
+        subjects=(),
+        algorithms=("ed25519+ml-dsa-65", "ml-dsa-65"),
+        mode="and",
+        evidence="required",
+        fallback_classic=True,
     ),
 }
 ASKED = PolicyInput(
@@ -70,7 +93,6 @@ def opa_port(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyp
 @contextlib.asynccontextmanager
 async def opa_policy(port: int, timeout_s: float = 5.0) -> AsyncIterator[OpaPolicy]:
     engine = OpaPolicy("127.0.0.1", port, timeout_s=timeout_s)
-    await engine.start()
     try:
         yield engine
     finally:
@@ -108,10 +130,12 @@ def allowed(*, fallback: bool = False) -> PolicyVerdict:
         (asked(algorithms=("ed25519", "ml-dsa-65")), allowed()),
         (asked(route="post_quantum", binding="none"), refused("algorithm.post_quantum_missing")),
         (asked(route="post_quantum", algorithms=("ml-dsa-65",)), allowed()),
-        (asked(fallback=True), refused("fallback.not_permitted")),
-        (asked(route="either", fallback=True, evidence=True), allowed(fallback=True)),
+        (asked(fallback=True, phase="open"), refused("fallback.not_permitted")),
+        (asked(route="either", fallback=True, evidence=True, phase="open"), allowed(fallback=True)),
+        (asked(route="either", fallback=True, evidence=True), refused("fallback.not_needed", fallback=True)),
+        (asked(route="either", evidence=True), refused("algorithm.not_allowed", fallback=True)),
         (asked(route="either", evidence=True, algorithms=("ml-dsa-65",)), allowed(fallback=True)),
-        (asked(route="either"), refused("evidence.missing", fallback=True)),
+        (asked(route="either", algorithms=("ml-dsa-65",)), refused("evidence.missing", fallback=True)),
         (asked(path='/ä\u0000"\\', subject="ü" * 200), allowed()),
     ],
 )
@@ -130,12 +154,25 @@ async def test_evaluations_do_not_see_each_other(engines: Engines) -> None:
             assert await engine.evaluate(question) == expected
 
 
+async def test_the_bundle_holds_what_decides_and_the_digest_is_of_it(engines: Engines) -> None:
+    await engines.opa.refresh()
+    for engine in engines:
+        assert hashlib.sha256(engine.bundle).hexdigest() == engine.digest
+    wasm, opa = (msgspec.json.decode(engine.bundle) for engine in engines)
+    assert wasm["data"] == opa["data"] == json.loads(policy_data(ROUTES))
+    assert base64.b64decode(wasm["wasm"]) == COMPILED.read_bytes()
+    assert list(opa["modules"].values()) == [(ROOT / "policy/shield.rego").read_text()]
+
+
 async def test_the_digest_changes_with_the_policy_and_with_its_data(engines: Engines, opa_port: int) -> None:
     module, data = COMPILED.read_bytes(), policy_data(ROUTES)
     other_data = policy_data({"plain": ROUTES["plain"]})
     assert WasmPolicy(module, data).digest == engines.wasm.digest
     assert WasmPolicy(module, other_data).digest != engines.wasm.digest
+    await engines.opa.refresh()
+    assert engines.opa.bundle == await asyncio.to_thread(read_bundle, "127.0.0.1", opa_port, timeout_s=5.0)
     async with opa_policy(opa_port) as again:
+        await again.refresh()
         assert again.digest == engines.opa.digest
     # A custom section changes no rule, and yet it is another module.
     assert WasmPolicy(module + b"\x00\x02\x01x", data).digest != engines.wasm.digest
@@ -160,7 +197,7 @@ def test_what_is_no_compiled_policy_is_refused(module: bytes) -> None:
         WasmPolicy(module, b"{}")
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"nonsense", b'{"a": }'])
+@pytest.mark.parametrize("data", [b"{", b"nonsense", b'{"a": }'])
 def test_data_that_is_not_json_is_refused(data: bytes) -> None:
     with pytest.raises(PolicyError):
         WasmPolicy(COMPILED.read_bytes(), data)
@@ -201,6 +238,7 @@ def test_memory_does_not_grow_with_the_number_of_evaluations() -> None:
 async def test_a_server_that_is_not_there_denies(opa_port: int) -> None:
     with opa_server(ROOT / "policy/shield.rego") as (port, server):
         async with opa_policy(port) as engine:
+            assert not (await engine.evaluate(ASKED)).allow
             server.kill()
             server.wait()
             with pytest.raises(PolicyError, match="no answer"):
@@ -209,9 +247,8 @@ async def test_a_server_that_is_not_there_denies(opa_port: int) -> None:
                 await engine.refresh()
     absent = OpaPolicy("127.0.0.1", port, timeout_s=1.0)
     with pytest.raises(PolicyError):
-        await absent.start()
-    with pytest.raises(PolicyError, match="not known"):
-        _ = absent.digest
+        await absent.evaluate(ASKED)
+    assert (absent.bundle, absent.digest) == (b"", hashlib.sha256(b"").hexdigest())
     await absent.close()
 
 
@@ -243,6 +280,7 @@ async def test_a_change_of_the_servers_policy_is_seen_by_a_refresh(tmp_path: Pat
     module.write_text((ROOT / "policy/shield.rego").read_text())
     with opa_server(module) as (port, _):
         async with opa_policy(port) as engine:
+            await engine.refresh()
             before = engine.digest
             await engine._client.update_or_create_data({"plain": {}}, "signet/routes")
             await engine.refresh()
