@@ -9,6 +9,7 @@ import httpcore
 
 from pch.client.async_stream import AsyncStream, connect
 from pch.client.channel import Channel, OriginClock
+from pch.client.http2 import AsyncHttp2Connection
 from pch.client.limits import IDLE_EXPIRY_S, MAX_STREAMS_PER_CONNECTION
 from pch.client.wire_http import (
     answer_headers,
@@ -39,7 +40,7 @@ class AsyncConnection:
         self.answers = 0
         self._stream = stream
         self._http2 = stream.is_http2
-        kind = httpcore.AsyncHTTP2Connection if self._http2 else httpcore.AsyncHTTP11Connection
+        kind = AsyncHttp2Connection if self._http2 else httpcore.AsyncHTTP11Connection
         self._http: httpcore.AsyncHTTP11Connection | httpcore.AsyncHTTP2Connection = kind(core_origin(origin), stream)
         self._broken = False
         self._idle_since_s = time.monotonic()

@@ -25,6 +25,7 @@ from pch.client.challenge import (
 from pch.client.errors import ChallengeSyntaxError, ChallengeUnusable, ConnectionLost, NetworkError
 from pch.client.limits import (
     MAX_LOST_CONNECTIONS,
+    MAX_PROBES,
     MAX_RELAX_ROUNDS,
     MAX_SIGNED_RETRIES,
     MAX_UNSIGNED_SENDS,
@@ -127,7 +128,9 @@ class Exchange:
         self._asked_to_relax = False
         self._relax_rounds = 0
         self._evidence_unwanted = False
-        self._probed = False
+        self._probes = 0
+        self._probed: Channel | None = None
+        self._probes_budget = False
         self._sends = 0
         self._unsigned_sends = 0
         self._signed_retries = 0
@@ -141,8 +144,9 @@ class Exchange:
             self._sent = following[1]
         elif (challenge := self._take_challenge(channel)) is not None:
             self._sent = self._sign(channel, challenge)
-        elif request.asks_first and not channel.unguarded and not self._probed:
-            self._probed = True
+        elif request.asks_first and not channel.unguarded and self._may_probe(channel):
+            self._probed = channel
+            self._probes += 1
             self._sent = WireRequest(request.probe(), ())
         else:
             self._unsigned_sends += 1
@@ -170,7 +174,7 @@ class Exchange:
         )
         self._keep(channel, response, offered)
         if sent.request is not self._request:
-            self._after_probe(channel, response, offered)
+            self._after_probe(channel, sent, answer, response, offered)
             return None
         if self._goes_on(channel, sent, answer, response, offered):
             return None
@@ -190,6 +194,9 @@ class Exchange:
         if not again or self._lost > MAX_LOST_CONNECTIONS:
             raise error
 
+    def _may_probe(self, channel: Channel) -> bool:
+        return self._probed is not channel and self._probes < MAX_PROBES
+
     def _take_challenge(self, channel: Channel) -> ChallengeText | None:
         reserved, self._reserved = self._reserved, None
         if reserved and (reserved[0] is channel or channel.binding is None):
@@ -198,9 +205,14 @@ class Exchange:
 
     def _sign(self, channel: Channel, challenge: ChallengeText) -> WireRequest:
         relaxed = self._relaxes(channel)
+        request = self._request
+        if self._probes_budget and not relaxed:
+            # Its content would be refused once more, and the connection end with it: ask without.
+            self._probes_budget = False
+            request = request.probe()
         signed = sign_with_evidence(
-            self._request.message(),
-            self._request.body,
+            request.message(),
+            request.body,
             evidence=self._evidence,
             relax=relaxed,
             signers=self._settings.signers,
@@ -209,8 +221,8 @@ class Exchange:
             created_s=channel.clock.now_s(self._settings.clock_s()),
             max_age_s=channel.challenges.max_age_s,
         )
-        before = signed.envelope if self._request.body else b""
-        wire = WireRequest(self._request, signed.headers, signed.bases, before)
+        before = signed.envelope if request.body else b""
+        wire = WireRequest(request, signed.headers, signed.bases, before)
         if not relaxed or before:
             return wire
         self._following = (channel, wire)
@@ -248,9 +260,18 @@ class Exchange:
         fresh = [challenge for challenge in response.challenges if challenge != own]
         channel.challenges.add(fresh, self._settings.monotonic_s())
 
-    def _after_probe(self, channel: Channel, response: Response, offered: PchChallenge | None) -> None:
+    def _after_probe(
+        self,
+        channel: Channel,
+        sent: WireRequest,
+        answer: Answer,
+        response: Response,
+        offered: PchChallenge | None,
+    ) -> None:
         if offered:
             self._check_usable(offered, response)
+            if sent.is_signed and answer.status == 431:
+                self._relaxes_now(channel, sent, answer, offered)
         elif not len(channel.challenges):
             channel.unguarded = True
 
@@ -287,7 +308,9 @@ class Exchange:
         was_relaxed = any(name == RELAXED_FIELD for name, _ in sent.headers)
         if not offers or was_relaxed or self._settings.relax == "never" or not self._can_relax(channel):
             return False
-        self._asked_to_relax = True
+        self._asked_to_relax = not answer.connection_ended
+        # The grant ends with its connection. On the next one it is asked for without the content.
+        self._probes_budget = answer.connection_ended
         self._relax_rounds += 1
         return self._relax_rounds <= MAX_RELAX_ROUNDS
 

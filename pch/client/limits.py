@@ -30,6 +30,8 @@ MAX_SIGNED_RETRIES: Final = 1
 """A refused signed request is signed again this often (PCH §5: once per request)."""
 MAX_RELAX_ROUNDS: Final = 2
 """How often one request is relaxed because it was over the header budget: once more if it had to be signed again."""
+MAX_PROBES: Final = 3
+"""How often one request with content asks for a challenge by HEAD: once on each connection that it comes to."""
 MAX_UNSIGNED_SENDS: Final = 2
 """How often one request asks for a challenge by going out unsigned."""
 MAX_LOST_CONNECTIONS: Final = 3

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import httpcore
 
 from pch.client.channel import Channel, OriginClock
+from pch.client.http2 import Http2Connection
 from pch.client.limits import IDLE_EXPIRY_S
 from pch.client.sync_stream import SyncStream, connect
 from pch.client.wire_http import (
@@ -34,7 +35,7 @@ class SyncConnection:
         self.answers = 0
         self._stream = stream
         self._http2 = stream.is_http2
-        kind = httpcore.HTTP2Connection if self._http2 else httpcore.HTTP11Connection
+        kind = Http2Connection if self._http2 else httpcore.HTTP11Connection
         self._http: httpcore.HTTP11Connection | httpcore.HTTP2Connection = kind(core_origin(origin), stream)
         self._broken = False
         self._idle_since_s = time.monotonic()

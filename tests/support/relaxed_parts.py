@@ -44,6 +44,8 @@ class Relaxed:
     evidence: bytes | None = EVIDENCE
     digest_of: bytes | None = b"the evidence"
     binding: bytes | None = BINDING
+    authority: str = AUTHORITY
+    created_s: int = NOW_MS // 1000
     length: int | None = None
     uncovered: tuple[str, ...] = ()
     omitted: tuple[str, ...] = ()
@@ -77,14 +79,14 @@ class Relaxed:
         for name in self.omitted:
             del fields[name]
         covered = (*DEFAULT_COMPONENTS, *(name for name in fields if name not in self.uncovered))
-        message = RequestMessage(self.method, "https", AUTHORITY, self.target, (*fields.items(), *self.extra))
+        message = RequestMessage(self.method, "https", self.authority, self.target, (*fields.items(), *self.extra))
         inputs, signatures = {}, {}
         for label, key in self.keys.items():
             inputs[label] = make_signature_params(
                 covered,
                 **{
-                    "created": NOW_MS // 1000,
-                    "expires": NOW_MS // 1000 + 60,
+                    "created": self.created_s,
+                    "expires": self.created_s + 60,
                     "keyid": key.signer.key_id,
                     "alg": key.signer.algorithm.name,
                     "nonce": self.challenge,
@@ -102,7 +104,7 @@ class Relaxed:
         sent = envelope + self.body if self.body else b""
         if sent:
             lines.append(("content-length", str(len(sent)).encode()))
-        message = RequestMessage(self.method, "https", AUTHORITY, self.target, tuple(lines))
+        message = RequestMessage(self.method, "https", self.authority, self.target, tuple(lines))
         return edge_request(message, **({"body": sent, "deferrable": True} | self.edge)), envelope
 
     def request(self) -> EdgeRequest:
