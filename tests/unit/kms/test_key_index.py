@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+
+from kms import key_index
+from kms.errors import NotFound, StoreUnavailable
+from kms.key_index import MAX_CANDIDATES, KeyIndex
+from kms.key_record import KeyState
+from kms.primitive import Primitive
+from tests.support.kms_records import name_of, record_of, version_of
+
+
+def numbers(index: KeyIndex, tenant: str = "core") -> list[tuple[str, int]]:
+    return [(record.name.uuid[-2:], version.number) for record, version in index.newest(tenant, Primitive.ED25519)]
+
+
+def test_a_key_is_found_by_its_whole_name() -> None:
+    index = KeyIndex()
+    index.put(record_of(name_of(1)))
+    assert index.find(name_of(1)).name == name_of(1)
+    for other in (name_of(2), name_of(1, tenant="acme"), name_of(1, alg="ml-dsa")):
+        with pytest.raises(NotFound):
+            index.find(other)
+    assert [record.name for record in index] == [name_of(1)]
+
+
+def test_candidates_are_the_tenants_versions_newest_first() -> None:
+    index = KeyIndex()
+    index.put(record_of(name_of(1), versions=2, created_ms=100))
+    index.put(record_of(name_of(2), created_ms=101))
+    index.put(record_of(name_of(3, tenant="acme"), created_ms=500))
+    assert numbers(index) == [("02", 1), ("01", 2), ("01", 1)]
+    assert index.newest("core", Primitive.ML_DSA_65) == ()
+    assert index.newest("nobody", Primitive.ED25519) == ()
+
+
+def test_candidates_change_with_the_keys() -> None:
+    index = KeyIndex()
+    record = record_of(name_of(1), created_ms=100)
+    index.put(record)
+    assert numbers(index) == [("01", 1)]
+    assert index.newest("core", Primitive.ED25519) is index.newest("core", Primitive.ED25519)
+    index.put(record.rotated(version_of(2, created_ms=200)))
+    assert numbers(index) == [("01", 2), ("01", 1)]
+    index.put(index.find(name_of(1)).changed(KeyState.ENABLED, 2))
+    assert numbers(index) == [("01", 2)]
+    index.put(index.find(name_of(1)).changed(KeyState.DESTROYED, 3))
+    assert numbers(index) == []
+
+
+def test_candidates_are_at_most_64() -> None:
+    index = KeyIndex()
+    for number in range(MAX_CANDIDATES + 6):
+        index.put(record_of(name_of(number), created_ms=number))
+    found = numbers(index)
+    assert len(found) == MAX_CANDIDATES
+    assert found[0] == (f"{MAX_CANDIDATES + 5:02x}", 1)
+
+
+def test_a_change_while_candidates_are_gathered_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = KeyIndex()
+    record = record_of(name_of(1), created_ms=100)
+    index.put(record)
+    gather = key_index.heapq.nlargest
+
+    def meanwhile(*args: object, **kwargs: object) -> object:
+        found = gather(*args, **kwargs)  # type: ignore[call-overload]
+        index.put(record.rotated(version_of(2, created_ms=200)))
+        return found
+
+    monkeypatch.setattr(key_index.heapq, "nlargest", meanwhile)
+    assert numbers(index) == [("01", 1)]
+    monkeypatch.setattr(key_index.heapq, "nlargest", gather)
+    assert numbers(index) == [("01", 2), ("01", 1)]
+
+
+def test_no_tenant_takes_the_room_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(key_index, "MAX_VERSIONS_IN_ALL", 6)
+    monkeypatch.setattr(key_index, "MAX_TENANT_VERSIONS", 3)
+    index = KeyIndex()
+    index.put(record_of(name_of(1), versions=3))
+    with pytest.raises(StoreUnavailable) as refused:
+        index.check_room("core", versions=1)
+    assert refused.value.reason == "key_limit"
+    index.check_room("acme", versions=3)
+    index.put(record_of(name_of(2, tenant="acme"), versions=3))
+    with pytest.raises(StoreUnavailable):
+        index.check_room("third", versions=1)
