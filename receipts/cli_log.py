@@ -40,6 +40,7 @@ def register(commands: Any) -> None:
         parser.set_defaults(run=run)
         if name == "integrate":
             parser.add_argument("--once", action="store_true", help="take in what is stored now, and stop")
+            parser.add_argument("--rebuild", action="store_true", help="first write lost or damaged tiles again")
             for setting in ("max_batch_receipts", "max_batch_age_ms", "poll_interval_ms"):
                 option = f"--{setting.replace('_', '-')}"
                 parser.add_argument(option, type=int, default=getattr(_DEFAULTS, setting))
@@ -55,6 +56,8 @@ def _integrate(args: argparse.Namespace) -> int:
     signer = places.signer(create=True)
     writer = LogWriter(store, places.log_dir, signer, origin=places.origin, settings=settings)
     try:
+        if args.rebuild:
+            sys.stderr.write(f"{writer.rebuild()} tiles were written again\n")
         if not args.once:
             stop = threading.Event()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -111,6 +114,7 @@ def _fsck(args: argparse.Namespace) -> int:
     facts = {
         "receipts": report.receipts,
         "integrated": report.integrated,
+        "pruned": report.pruned,
         "writers": report.writers,
         "heads": report.heads,
     }

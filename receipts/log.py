@@ -34,11 +34,12 @@ from receipts.errors import StoreCorrupt, StoreError
 from receipts.log_errors import LogBusy, LogForked, LogUnavailable
 from receipts.merkle import leaf_hash
 from receipts.merkle_prove import prove_consistency, subtree_root
+from receipts.rebuild import rebuild_tiles
 from receipts.signed_note import NoteError, NoteVerifier, SignedNote, parse_note
 from receipts.sth import HeadChainBroken, SignedTreeHead, note_hash, tree_head, verify_head
 from receipts.sth_store import SthStore
 from receipts.store import PrunedReceipt, StoredReceipt
-from receipts.tile import ENTRIES, TILE_WIDTH, Tile, split_hashes
+from receipts.tile import TILE_WIDTH, split_hashes
 from receipts.tile_store import DirectoryTileStore, TileStore
 from receipts.tiled_tree import TiledTree, TileNodes, read_stored
 
@@ -176,16 +177,16 @@ class LogWriter:
         """The last head that this object knows to be durable; any thread may read it."""
         return self._head
 
-    def drop_entries(self, pruned_to: int) -> None:
-        """Drop every full entry bundle of receipts up to `seq` `pruned_to`, whose payloads the store dropped.
+    def rebuild(self) -> int:
+        """Write the tiles of the newest head again that were lost or damaged; return how many; see `receipts.rebuild`.
 
-        A bundle that also holds a later receipt stays as it is. Hash tiles stay, so every proof still verifies.
-        Raises ValueError when these receipts are not all in the newest head, LogUnavailable.
+        Raises LogForked, StoreCorrupt, LogUnavailable, ReceiptStoreUnavailable.
         """
-        if not 0 <= pruned_to <= self._size():
-            raise ValueError("only receipts in the log can be dropped from it")
-        for index in range(pruned_to // TILE_WIDTH):
-            self._tiles.drop(Tile(ENTRIES, index))
+        self._tree, head = None, self._heads.last()
+        if head is None:
+            return 0
+        self._verify(head, self._verifiers())
+        return rebuild_tiles(self._store, self._tiles, head)
 
     def close(self) -> None:
         """Close everything and let another writer in; what was read since the last head is read again then."""
@@ -317,15 +318,18 @@ class LogWriter:
         return tree
 
     def _load_tree(self, head: SignedTreeHead, verifiers: Sequence[NoteVerifier]) -> TiledTree:
-        try:
-            verify_head(head, self._origin, verifiers)
-        except (NoteError, HeadChainBroken) as error:
-            raise StoreCorrupt(f"head {head.number} does not verify") from error
+        self._verify(head, verifiers)
         tree = TiledTree.load(self._tiles, head.size)
         if tree.root() != head.root:
             raise LogForked(f"the tiles lead to another root than head {head.number}")
         self._check_receipts(head.size)
         return tree
+
+    def _verify(self, head: SignedTreeHead, verifiers: Sequence[NoteVerifier]) -> None:
+        try:
+            verify_head(head, self._origin, verifiers)
+        except (NoteError, HeadChainBroken) as error:
+            raise StoreCorrupt(f"head {head.number} does not verify") from error
 
     def _check_receipts(self, size: int) -> None:
         """Check that the last tile of leaves is that of the store's receipts: a store set back would show here."""

@@ -206,7 +206,11 @@ def _prune_all(store: PrunableStore, folder: Path | None, before_ms: int, now_ms
     if plan.waiting:
         _say(f"{plan.waiting} receipts as old stay until the log has taken them in")
     if folder is not None and integrated is not None and not dry_run:
-        _say(f"dropped {drop_bundles(DirectoryTileStore(folder), store.pruned_to(), integrated)} entry bundles")
+        pruned_to = store.pruned_to()
+        _say(f"dropped {drop_bundles(DirectoryTileStore(folder), pruned_to, integrated)} entry bundles")
+        left = pruned_to - integrated // TILE_WIDTH * TILE_WIDTH
+        if left > 0:
+            _say(f"{left} of these payloads stay in the log's last bundle until it is full: prune again then")
 
 
 def _integrated(folder: Path) -> int:

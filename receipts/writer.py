@@ -55,11 +55,6 @@ class ReceiptWriter:
         return self._writer_id
 
     @property
-    def pending_receipts(self) -> int:
-        """Receipts that wait for their commit to begin."""
-        return self._commits.pending_items
-
-    @property
     def counts(self) -> GroupCommitCounts:
         """Commits and receipts so far, for metrics."""
         return self._commits.counts
@@ -72,10 +67,6 @@ class ReceiptWriter:
         may have become durable.
         """
         return await self._commits.submit(draft, timeout_s)
-
-    def append_sync(self, draft: ReceiptDraft, timeout_s: float) -> StoredReceipt:
-        """Store `draft` from a thread that runs no event loop; as `append`."""
-        return self._commits.submit_sync(draft, timeout_s)
 
     def close(self, drain_s: float) -> int:
         """Store what is queued, then stop; returns how many were given up after `drain_s` seconds."""

@@ -13,6 +13,7 @@ from receipts.log_errors import EntryPruned
 from receipts.log_reader import LogReader
 from receipts.merkle import leaf_hash
 from receipts.merkle_verify import verify_inclusion
+from receipts.prune import drop_bundles
 from receipts.store import PrunedReceipt, StoredReceipt
 from receipts.tile import ENTRIES, Tile
 from receipts.tile_store import DirectoryTileStore
@@ -75,7 +76,7 @@ def test_proofs_outlive_the_payloads(parts: LogParts, pruned_to: int, monkeypatc
     writer = parts.writer()
     writer.step()
     for _ in range(2):
-        writer.drop_entries(pruned_to)
+        drop_bundles(DirectoryTileStore(parts.log_folder), pruned_to, 800)
     reader = LogReader(parts.log_folder, pruned_to=lambda: pruned_to)
     for index in (0, 255, 256, 700, 799):
         found = reader.prove_inclusion(index)
@@ -89,23 +90,11 @@ def test_proofs_outlive_the_payloads(parts: LogParts, pruned_to: int, monkeypatc
             reader.tile(tile)
     reader.close()
     files = {path.name for path in (parts.log_folder / "tile/entries").iterdir()}
-    assert files == {f"{index:03}" for index in range(3) if (index + 1) * 256 > pruned_to} | {"003.p"}
+    assert files == {f"{index:03}" for index in range(3) if index * 256 >= pruned_to} | {"003.p"}
     assert fsck(parts) == (800, pruned_to)
     parts.add(300)
     assert writer.flush().size == 1100
     assert fsck(parts) == (1100, pruned_to)
-
-
-def test_only_what_is_in_the_log_is_dropped_from_it(parts: LogParts) -> None:
-    parts.close_all_writers()
-    parts.add(1)
-    writer = parts.writer()
-    with pytest.raises(ValueError, match="in the log"):
-        writer.drop_entries(1)
-    writer.step()
-    for pruned_to in (801, -1):
-        with pytest.raises(ValueError, match="in the log"):
-            writer.drop_entries(pruned_to)
 
 
 def test_a_receipt_that_was_pruned_before_it_was_in_the_log_is_never_signed(

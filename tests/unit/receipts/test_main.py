@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def test_from_receipts_to_a_verdict(place: Place, run: Command, clock: list[int]
     assert run("pack", "--date", day(1), "--out", str(place.out))[0] == 0
     assert run("verify", str(place.out), "--since", str(first))[0] == 0
     assert run("verify", str(first), "--since", str(place.out))[0] == 2
-    assert run("fsck")[:2] == (0, "12 receipts, 12 integrated, 1 writers, 3 heads: whole\n")
+    assert run("fsck")[:2] == (0, "12 receipts, 12 integrated, 0 pruned, 1 writers, 3 heads: whole\n")
 
 
 def test_tampered_copy_is_refused(place: Place, run: Command, clock: list[int]) -> None:
@@ -180,6 +181,19 @@ def test_damaged_log_fails(place: Place, run: Command) -> None:
         status, _, message = run(command, *(["--once"] if command == "integrate" else []))
         assert status == 1
         assert message
+
+
+def test_lost_tiles_are_written_again(place: Place, run: Command) -> None:
+    place.add(200)
+    place.add(100)
+    run("integrate", "--once")
+    shutil.rmtree(place.log / "tile")
+    place.add(1)
+    assert run("fsck")[0] == 1
+    assert run("integrate", "--once")[0] == 1
+    assert run("integrate", "--once", "--rebuild")[:2] == (0, "the log has 301 entries\n")
+    assert run("fsck")[0] == 0
+    assert "0 tiles" in run("integrate", "--once", "--rebuild")[2]
 
 
 def test_pack_leaves_integration_to_whoever_does_it(place: Place, run: Command, clock: list[int]) -> None:
