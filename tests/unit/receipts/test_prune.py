@@ -409,6 +409,7 @@ def test_receipts_that_the_log_has_not_taken_in_stay(log: LogParts, capsys: pyte
     said = capsys.readouterr().out
     assert "800 receipts (seq 1 to 800), recorded as " in said
     assert "5 receipts as old stay" in said
+    assert "32 of these payloads stay in the log's last bundle" in said
     log.close_all_writers()
     log.writer().flush()
     assert whole(log) == (806, 800)
