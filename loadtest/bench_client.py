@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pch.algorithms import Signer
 
 TIMEOUT_S: Final = 10.0
+PIECE_BYTES: Final = 1 << 18
 _CHALLENGE: Final = re.compile(rb'pch-challenge: "([A-Za-z0-9_-]{60})"', re.IGNORECASE)
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: ([0-9]+)", re.IGNORECASE)
 _FIXED: Final = "A" * 60
@@ -64,11 +65,18 @@ class LoadConnection:
 
     def signed(self) -> int:
         """Send one signed request; returns the status."""
+        return self._send("GET", self._path, b"")
+
+    def signed_body(self, path: str, body: bytes) -> int:
+        """Send one signed POST with `body`; returns the status."""
+        return self._send("POST", path, body)
+
+    def _send(self, method: str, path: str, body: bytes) -> int:
         challenge = self._challenge.decode() if self._challenge else _FIXED
-        message = RequestMessage("GET", "https", self._authority, self._path, ())
+        message = RequestMessage(method, "https", self._authority, path, ())
         proof = sign_request(
             message,
-            b"",
+            body,
             signers=(self._signer,),
             challenge=challenge,  # type: ignore[arg-type]
             binding=self._binding,
@@ -76,11 +84,15 @@ class LoadConnection:
             max_age_s=60,
         )
         fields = b"".join(name.encode() + b": " + value + b"\r\n" for name, value in proof.added)
-        start = f"GET {self._path} HTTP/1.1\r\nhost: {self._authority}\r\n".encode()
-        return self._exchange(start + fields + b"\r\n")
+        start = f"{method} {path} HTTP/1.1\r\nhost: {self._authority}\r\n".encode()
+        if body:
+            fields += b"content-length: %d\r\n" % len(body)
+        return self._exchange(start + fields + b"\r\n", body)
 
-    def _exchange(self, request: bytes) -> int:
-        self._tls.sendall(request)
+    def _exchange(self, head: bytes, body: bytes = b"") -> int:
+        self._tls.sendall(head)
+        for place in range(0, len(body), PIECE_BYTES):
+            self._tls.sendall(memoryview(body)[place : place + PIECE_BYTES])
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self._tls.recv(65536)

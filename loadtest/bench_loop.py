@@ -40,6 +40,8 @@ TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 EXT_AUTHZ: Final = "envoy.filters.http.ext_authz"
 GUARD: Final = "envoy.filters.http.rbac"
 """Asks for the receipt that only Signet's answers name; the alternatives run without it."""
+BODIES: Final = {"signet.body", "signet.body_length", "signet.body_in_hand"}
+"""What sees large bodies through, which the alternatives do not."""
 NOOP_WORKERS: Final = 2
 
 
@@ -102,7 +104,7 @@ def envoy_config(base: dict[str, Any], port: int, admin: int, sockets: list[str]
     listener = config["static_resources"]["listeners"][0]
     listener["address"]["socket_address"]["port_value"] = port
     http = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    left_out = {GUARD} if sockets else {GUARD, EXT_AUTHZ}
+    left_out = BODIES | ({GUARD} if sockets else {GUARD, EXT_AUTHZ})
     http["http_filters"] = [each for each in http["http_filters"] if each["name"] not in left_out]
     _forget(http["route_config"], left_out)
     if sockets is None:

@@ -1,4 +1,4 @@
-"""Bodies on the real Envoy while something breaks: the locks of the edge, killed workers, and what one costs in memory."""
+"""Bodies on the real Envoy while something breaks: its locks, killed workers, and what a body costs in memory."""
 
 from __future__ import annotations
 
