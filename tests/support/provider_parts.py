@@ -16,13 +16,14 @@ from kms.providers.file import FileProvider, open_file_provider
 from kms.providers.inmem import InMemoryProvider
 from kms.providers.pkcs11 import Pkcs11Provider, open_pkcs11_provider
 from kms.providers.sealed_root import Kdf, KdfCost
-from tests.support import softhsm
+from tests.support import softhsm, swtpm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from kms.providers.provider import KeyHandle, Provider
+    from kms.providers.tpm import TpmProvider
 
 PASSPHRASE = b"correct horse battery staple\n"
 # The least costs that a store may have: what is slow in production is not what these tests are about.
@@ -110,11 +111,39 @@ def open_softhsm_provider(
     )
 
 
+@contextmanager
+def running_swtpm(folder: Path) -> Iterator[swtpm.SwTpm]:
+    """Give a software TPM with a state of its own."""
+    if not swtpm.is_there():
+        missing_part("swtpm or tpm2-pytss")
+    tpm = swtpm.SwTpm(folder)
+    try:
+        yield tpm
+    finally:
+        tpm.stop()
+
+
+def open_swtpm_provider(
+    tpm: swtpm.SwTpm, folder: Path, monotonic_s: Callable[[], float] = time.monotonic, **settings: Any
+) -> TpmProvider:
+    """Open the provider on a software TPM."""
+    from kms.providers.tpm import open_tpm_provider
+
+    return open_tpm_provider(folder, tpm.tcti, monotonic_s, lambda: 1.0, **settings)
+
+
+@contextmanager
+def _tpm(folder: Path) -> Iterator[Provider]:
+    with running_swtpm(folder) as tpm:
+        yield open_swtpm_provider(tpm, folder / "sealed")
+
+
 _OPENERS: dict[str, Callable[[Path], AbstractContextManager[Provider]]] = {
     "inmem": _inmem,
     "file": _file,
     "file-argon2id-aes-gcm": _file_argon2id_aes,
     "pkcs11": _pkcs11,
+    "tpm": _tpm,
 }
 PROVIDER_NAMES = tuple(_OPENERS)
 
