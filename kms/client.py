@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import httpcore
 
 from kms.caveats import MAX_TOKEN_CHARS
+from kms.client_socket import UnixBackend
 from kms.client_wire import (
     MAX_ANSWER_BYTES,
     REPEATABLE,
@@ -87,7 +88,7 @@ class KmsClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
     ) -> None:
         self._endpoint, self._token, self._timeout_s = endpoint, token, timeout_s
-        self._pool = httpcore.ConnectionPool(**_pool_settings(endpoint, ca_file))
+        self._pool = httpcore.ConnectionPool(network_backend=UnixBackend(), **_pool_settings(endpoint, ca_file))
 
     def call(self, op: str, request: Message) -> Message:
         """Perform an operation by its name in `kms.operation_table`. Raises KmsError."""
