@@ -145,6 +145,8 @@ class KmsServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self.reload, parts)
+        # The supervisor started us with it blocked, so that one that came early is not lost.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if lifeline_fd is not None:
             # Nothing is ever written there: it becomes readable when the supervisor is gone.
             loop.add_reader(lifeline_fd, self._supervisor_gone, lifeline_fd)
