@@ -11,6 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Final
 
+from pch.evidence import evidence_digest_field
 from pch.httpsig.content_digest import content_digest
 from pch.proof import binding_header
 from pch.reasons import Reason
@@ -138,8 +139,8 @@ COMPONENTS = (
     refused("covered field twice", Reason.BAD_SIGNATURE, lambda a: a.send(noted(a).adding("x-note", b"a=1, b=2"))),
     refused("covered field not ASCII", Reason.MISSING_COMPONENT, lambda a: a.send(noted(a).having("x-note", b"\xff"))),
     refused("evidence that is not covered", Reason.MISSING_COMPONENT, lambda a: a.send(a.signed().adding("pch-evidence", b":e30=:"))),
-    refused("relaxation that is not covered", Reason.MISSING_COMPONENT, lambda a: a.send(a.signed().adding("pch-relaxed", b"?1"))),
-    refused("evidence digest that is not covered", Reason.MISSING_COMPONENT, lambda a: a.send(a.signed().adding("pch-evidence-digest", b"sha-256=:AA==:"))),
+    refused("relaxation without its digest", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().adding("pch-relaxed", b"?1"))),
+    refused("evidence digest without relaxation", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().adding("pch-evidence-digest", evidence_digest_field(None)))),
 )  # fmt: skip
 
 
@@ -232,9 +233,10 @@ SIGNATURES = (
     refused("Signature-Input alone", Reason.MALFORMED_SIGNATURE, lambda a: a.send(lone(a, INPUT))),
     refused("empty Signature-Input", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().having(INPUT, b""))),
     refused("empty Signature", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().having(SIGNATURE, b""))),
-    refused("giant Signature-Input", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().having(INPUT, b"pch=(" + b'"a" ' * 8000 + b")"))),
-    refused("giant Signature", Reason.BAD_SIGNATURE, lambda a: a.send(a.signed().having(SIGNATURE, b"pch=:" + b"A" * 40000 + b":"))),
-    refused("giant Signature that is no base64", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().having(SIGNATURE, b"pch=:" + b"A" * 40001 + b":"))),
+    refused("giant Signature-Input", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed(a.request(a.target("/wide"))).having(INPUT, b"pch=(" + b'"a" ' * 8000 + b")"))),
+    refused("giant Signature", Reason.BAD_SIGNATURE, lambda a: a.send(a.signed(a.request(a.target("/wide"))).having(SIGNATURE, b"pch=:" + b"A" * 40000 + b":"))),
+    refused("giant Signature that is no base64", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed(a.request(a.target("/wide"))).having(SIGNATURE, b"pch=:" + b"A" * 40001 + b":"))),
+    refused("Signature over its budget", Reason.HEADER_BUDGET, lambda a: a.send(a.signed().having(SIGNATURE, b"pch=:" + b"A" * 7000 + b":"))),
     refused("deep nonsense", Reason.MALFORMED_SIGNATURE, lambda a: a.send(a.signed().having(INPUT, b"pch=" + b"(" * 4000))),
     refused("Signature-Input not ASCII", Reason.MALFORMED_SIGNATURE, lambda a: a.send((r := a.signed()).having(INPUT, r.field(INPUT) + b"\xc3\xa9"))),
     refused("Signature-Input in UTF-16", Reason.MALFORMED_SIGNATURE, lambda a: a.send((r := a.signed()).having(INPUT, r.field(INPUT).replace(b"pch=", b"\xfe\xff")))),

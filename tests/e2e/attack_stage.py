@@ -35,6 +35,11 @@ ROUTES: Final = (
     {"name": "p256-only", "path": "/p256/**", "algorithms": ["ecdsa-p256-sha256"]},
     {"name": "alice-only", "path": "/alice/**", "subjects": ["alice"]},
     {"name": "get-only", "path": "/get-only/**", "methods": ["GET"]},
+    {
+        "name": "wide",
+        "path": "/wide/**",
+        **dict.fromkeys(("max_header_bytes", "max_field_bytes", "max_signature_bytes"), 49_152),
+    },
     *DEMO_ROUTES,
 )
 _OWN_BINDING: Final = b""
