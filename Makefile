@@ -69,6 +69,7 @@ check: $(STAMP) ## ruff, mypy strict, import-linter
 bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with ratios
 	@$(BIN)/python loadtest/bench_loop.py
 	@$(BIN)/python loadtest/bench_edge.py
+	@$(BIN)/python loadtest/bench_proof.py
 	@$(BIN)/python loadtest/bench_bodies.py
 	@$(BIN)/python loadtest/bench_store.py
 	@$(BIN)/python loadtest/bench_log.py
