@@ -1,4 +1,4 @@
-"""The key store: durable, one writer a key, one effect an op_id, and never older than the audit log says (I-6, I-14)."""
+"""The key store: durable, one writer a key, one effect an op_id, never older than the audit log says (I-6, I-14)."""
 
 from __future__ import annotations
 
