@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from pch.client.errors import InvalidRequest
 from pch.client.signing import TAGS, sign_request
 from pch.evidence import EVIDENCE_DIGEST_FIELD, EVIDENCE_FIELD, evidence_digest_field, evidence_field
-from pch.relaxed import MAX_ENVELOPE_BYTES, RELAXED_FIELD, compose_envelope, relaxed_field
+from pch.relaxed import RELAXED_FIELD, compose_envelope, relaxed_field
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pch.algorithms import Signer
     from pch.client.challenge import ChallengeText
+    from pch.client.upload import Upload
     from pch.httpsig.message import HeaderLines, RequestMessage
 
 
@@ -34,7 +35,7 @@ def is_relaxable(evidence: bytes | None, signers: Sequence[Signer]) -> bool:
 
 def sign_with_evidence(
     message: RequestMessage,
-    body: bytes,
+    body: bytes | Upload,
     *,
     evidence: bytes | None,
     relax: bool,
@@ -58,8 +59,6 @@ def sign_with_evidence(
             if signer.algorithm.post_quantum
         }
         envelope_bytes = len(compose_envelope(evidence, blank))
-        if envelope_bytes > MAX_ENVELOPE_BYTES:
-            raise InvalidRequest(f"the envelope is over {MAX_ENVELOPE_BYTES} bytes")
         own.append((RELAXED_FIELD, relaxed_field(envelope_bytes if body else None)))
         own.append((EVIDENCE_DIGEST_FIELD, evidence_digest_field(evidence)))
     elif evidence is not None:

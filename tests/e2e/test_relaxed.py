@@ -148,12 +148,13 @@ def test_a_request_without_content_sends_its_envelope_ahead(
         assert stage.receipt(response.receipt_id or "")["proof"]["evidence_sha256"] is not None
 
 
+@both_kinds
 @both_versions
 @pytest.mark.parametrize("route", ["tight", "streamed"])
 def test_a_body_too_large_for_the_check_is_relaxed_too(
-    stage: Stage, watched: Callable[..., Watched], http2: bool, route: str
+    stage: Stage, watched: Callable[..., Watched], kind: str, http2: bool, route: str
 ) -> None:
-    client = watched("hybrid", http2=http2, evidence=DOCUMENT)
+    client = watched("hybrid", kind, http2=http2, evidence=DOCUMENT)
     content = bytes(range(251)) * 12_000
     response = client.request("PUT", f"/{route}/large", content)
     assert (response.status, response.reason) == (200, None), client.seen
