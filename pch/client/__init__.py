@@ -23,6 +23,7 @@ from pch.client.errors import (
 from pch.client.response import Headers, Response
 from pch.client.signers import KeyTypes
 from pch.client.sync_client import Client
+from pch.client.upload import Upload
 
 __all__ = [
     "AsyncClient",
@@ -47,4 +48,5 @@ __all__ = [
     "TokenFailed",
     "TooManyRedirects",
     "Unsupported",
+    "Upload",
 ]

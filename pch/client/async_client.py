@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pch.client.async_connection import AsyncConnection
     from pch.client.exchange import Observer
-    from pch.client.request import HeaderTypes, ParamTypes, Request
+    from pch.client.request import ContentTypes, HeaderTypes, ParamTypes, Request
     from pch.client.response import Response
     from pch.client.signers import KeyTypes
 
@@ -88,12 +88,13 @@ class AsyncClient:
         url: str,
         *,
         headers: HeaderTypes | None = None,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
         """Send one request and give its final answer, whatever its status.
 
-        `content`: bytes, or text sent as UTF-8. Without a challenge at hand, a request that has content or
+        `content`: bytes; text, sent as UTF-8; a seekable binary file, which is read twice and never held whole; or an
+        `Upload`, whose digest is known. Without a challenge at hand, a request that has content or
         changes something is preceded by a HEAD on the same target; any other goes out unsigned first.
         """
         request = make_request(method, url, headers=headers, content=content, params=params)
@@ -121,7 +122,7 @@ class AsyncClient:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
@@ -132,7 +133,7 @@ class AsyncClient:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
@@ -143,7 +144,7 @@ class AsyncClient:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:

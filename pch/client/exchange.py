@@ -32,6 +32,7 @@ from pch.client.limits import (
 )
 from pch.client.relaxing import is_relaxable, sign_with_evidence
 from pch.client.response import Headers, Response
+from pch.client.upload import Upload
 from pch.reasons import Reason
 from pch.relaxed import RELAX_FIELD, RELAX_HINT, RELAXED_FIELD, is_relax_offer
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pch.algorithms import Signer
     from pch.client.channel import Channel
     from pch.client.request import Request
+    from pch.client.upload import Sending
     from pch.httpsig.message import HeaderLines
 
 SIGN_AGAIN: Final = frozenset(
@@ -70,9 +72,12 @@ class WireRequest:
     is_ahead: bool = False
 
     @property
-    def content(self) -> bytes:
+    def content(self) -> bytes | Sending:
         """Give all that follows the header."""
-        return self.envelope + self.request.body if self.envelope else self.request.body
+        body = self.request.body
+        if isinstance(body, Upload):
+            return body.with_envelope(self.envelope)
+        return self.envelope + body if self.envelope else body
 
     @property
     def is_signed(self) -> bool:

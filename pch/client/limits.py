@@ -43,6 +43,10 @@ MAX_REQUEST_HEADERS: Final = 128
 MAX_REQUEST_HEADER_BYTES: Final = 49_152
 """The hard cap of PCH §6 on the sum over fields of name + value + 4."""
 MAX_REQUEST_BODY_BYTES: Final = 64 * 1024 * 1024
+"""Content that is given as bytes. What is larger is an `Upload`, which is never in memory whole."""
+MAX_UPLOAD_BYTES: Final = 17_179_869_184
+UPLOAD_PIECE_BYTES: Final = 262_144
+"""Read from a file at a time."""
 MAX_RESPONSE_BODY_BYTES: Final = 64 * 1024 * 1024
 MAX_RESPONSE_HEADERS: Final = 256
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from pch.client.errors import InvalidRequest
 from pch.client.limits import MAX_REQUEST_BODY_BYTES, MAX_REQUEST_HEADER_BYTES, MAX_REQUEST_HEADERS
 from pch.client.signing import SIGNATURE_FIELDS, is_own_field
+from pch.client.upload import Upload
 from pch.client.url import Url, parse_url
 from pch.httpsig.message import HeaderLines, RequestMessage
 from pch.relaxed import ENVELOPE_TYPE, EVIDENCE_PATH
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pch.client.challenge import ChallengeText
 
 HeaderTypes = Mapping[str, str | bytes] | Sequence[tuple[str, str | bytes]]
+ContentTypes = bytes | str | BinaryIO | Upload
 ParamTypes = Mapping[str, str | int | float | bool] | Sequence[tuple[str, str]]
 
 IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
@@ -41,7 +43,7 @@ class Request:
     method: str
     url: Url
     headers: HeaderLines
-    body: bytes
+    body: bytes | Upload
 
     @property
     def is_idempotent(self) -> bool:
@@ -90,16 +92,28 @@ def make_request(
     url: str,
     *,
     headers: HeaderTypes | None = None,
-    content: bytes | str | None = None,
+    content: ContentTypes | None = None,
     params: ParamTypes | None = None,
 ) -> Request:
-    """Check what the caller gave. `content`: bytes, or text sent as UTF-8. Raises `InvalidRequest`."""
+    """Check what the caller gave. Raises `InvalidRequest`.
+
+    `content`: bytes; text, sent as UTF-8; a seekable binary file, which is read twice; or an `Upload`.
+    """
     if not _TOKEN.fullmatch(method) or method.upper() == "CONNECT":
         raise InvalidRequest("the method is not usable")
+    lines, address = _header_lines(headers or ()), parse_url(url, params)
+    return Request(method.upper(), address, lines, _body(content))
+
+
+def _body(content: ContentTypes | None) -> bytes | Upload:
+    if isinstance(content, Upload):
+        return content
+    if content is not None and not isinstance(content, str | bytes | bytearray | memoryview):
+        return Upload.of_file(content)
     body = content.encode("utf-8") if isinstance(content, str) else bytes(content or b"")
     if len(body) > MAX_REQUEST_BODY_BYTES:
-        raise InvalidRequest(f"the content is over {MAX_REQUEST_BODY_BYTES} bytes")
-    return Request(method.upper(), parse_url(url, params), _header_lines(headers or ()), body)
+        raise InvalidRequest(f"the content is over {MAX_REQUEST_BODY_BYTES} bytes; give it as a file or an Upload")
+    return body
 
 
 def _header_lines(headers: HeaderTypes) -> HeaderLines:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from pch.algorithms import Signer
     from pch.client.challenge import ChallengeText
+    from pch.client.upload import Upload
 
 TAGS: Final = (TAG, TAG_SECOND_HALF)
 """The tags, and here also the labels, of the first signature and of a hybrid's second half (PCH §3)."""
@@ -58,7 +59,7 @@ class SignedRequest:
 
 def sign_request(
     message: RequestMessage,
-    body: bytes,
+    body: bytes | Upload,
     *,
     signers: Sequence[Signer],
     challenge: ChallengeText,
@@ -86,7 +87,8 @@ def sign_request(
     if binding is not None:
         fields.append((BINDING_FIELD, binding_header(binding)))
     if body:
-        fields.append(("content-digest", content_digest(body).encode("ascii")))
+        digest = content_digest(body) if isinstance(body, bytes) else body.digest
+        fields.append(("content-digest", digest.encode("ascii")))
     draft = _with(message, fields)
     required = required_components(draft, bound=binding is not None, has_content=bool(body))
     names = tuple(dict.fromkeys((*required, *(name.lower() for name in cover))))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from pch.client.exchange import Observer
-    from pch.client.request import HeaderTypes, ParamTypes, Request
+    from pch.client.request import ContentTypes, HeaderTypes, ParamTypes, Request
     from pch.client.response import Response
     from pch.client.signers import KeyTypes
     from pch.client.sync_connection import SyncConnection
@@ -88,12 +88,13 @@ class Client:
         url: str,
         *,
         headers: HeaderTypes | None = None,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
         """Send one request and give its final answer, whatever its status.
 
-        `content`: bytes, or text sent as UTF-8. Without a challenge at hand, a request that has content or
+        `content`: bytes; text, sent as UTF-8; a seekable binary file, which is read twice and never held whole; or an
+        `Upload`, whose digest is known. Without a challenge at hand, a request that has content or
         changes something is preceded by a HEAD on the same target; any other goes out unsigned first.
         """
         deadline_s = time.monotonic() + self._settings.timeout_s
@@ -123,7 +124,7 @@ class Client:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
@@ -134,7 +135,7 @@ class Client:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
@@ -145,7 +146,7 @@ class Client:
         self,
         url: str,
         *,
-        content: bytes | str | None = None,
+        content: ContentTypes | None = None,
         headers: HeaderTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:

@@ -13,9 +13,9 @@ from pch.client.cli.terminal import (
     add_json,
     add_key,
     add_message,
-    body_bytes,
     header_pairs,
     method_of,
+    open_content,
     open_signers,
     out,
     out_json,
@@ -78,9 +78,10 @@ def run(arguments: argparse.Namespace) -> int:
             evidence=None if arguments.evidence is None else read_evidence(arguments.evidence),
             relax=arguments.relax,
         ) as client,
+        open_content(arguments) as content,
     ):
         response = client.request(
-            method_of(arguments), arguments.url, headers=header_pairs(arguments.header), content=body_bytes(arguments)
+            method_of(arguments), arguments.url, headers=header_pairs(arguments.header), content=content
         )
     if arguments.json:
         out_json(response_document(response))

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from pch.algorithms import Signer
     from pch.client.challenge import ChallengeText
+    from pch.client.request import ContentTypes
 
 EXIT_DONE: Final = 0
 EXIT_REFUSED: Final = 1
@@ -155,6 +156,23 @@ def body_bytes(arguments: argparse.Namespace) -> bytes:
     if arguments.data_file is not None:
         return read_bounded(arguments.data_file, MAX_REQUEST_BODY_BYTES)
     return b"" if arguments.data is None else str(arguments.data).encode("utf-8")
+
+
+@contextlib.contextmanager
+def open_content(arguments: argparse.Namespace) -> Iterator[ContentTypes]:
+    """Give the content of -d or --data-file to send; a file is read while it is sent and never held whole.
+
+    What cannot be read twice, such as a pipe, is held, and bounded. Raises `UsageError`.
+    """
+    if arguments.data_file is None or not Path(arguments.data_file).is_file():
+        yield body_bytes(arguments)
+        return
+    with contextlib.ExitStack() as opened:
+        try:
+            file = opened.enter_context(Path(arguments.data_file).open("rb"))
+        except OSError as error:
+            raise UsageError(f"cannot read {arguments.data_file}: {error.strerror}") from error
+        yield file
 
 
 def binding_bytes(text: str) -> bytes | None:
