@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -60,6 +61,9 @@ class GrpcApi(grpc.GenericRpcHandler):  # type: ignore[misc]
                 raise NotFound("no such key")
             response = await self._calls.perform(call, request, operation.path_for(getattr(request, "kid", "")))
             encoded = response_to_bytes(response)
+        except asyncio.CancelledError:
+            self._calls.close(call, "CANCELLED", None, None)
+            raise
         except Exception as raised:
             error = self._calls.refused(call, raised)
             self._calls.close(call, error.grpc_status, error, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 OPENAPI_PATH: Final = f"{BASE_PATH}/openapi.json"
 MAX_PATH_BYTES: Final = 1024
+PEER_GONE: Final = "499"
+"""In metrics and logs, the status of a request that nobody waits for any more."""
 JSON_TYPE: Final = b"application/json"
 _ENCODER: Final = msgspec.json.Encoder()
 _DECODERS: Final = {
@@ -65,8 +68,11 @@ class HttpApi:
             response = await self._answer(call, scope, fields, receive)
             status, body = 200, _ENCODER.encode(response)
         except Disconnected:
-            self._calls.close(call, "499", None, None)
+            self._calls.close(call, PEER_GONE, None, None)
             return
+        except asyncio.CancelledError:
+            self._calls.close(call, PEER_GONE, None, None)
+            raise
         except Exception as raised:  # noqa: BLE001 - whatever is not understood is refused as Internal
             error = self._calls.refused(call, raised)
             status, body = error.http_status, encode_envelope(error, self._calls.clock.wall_ms(), call.request_id)
