@@ -15,6 +15,8 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from extproc.body_order import MAX_WHOLE_BODY_BYTES
 from extproc.config_fields import (
     ConfigError,
@@ -34,13 +36,16 @@ from extproc.config_sections import (
     ReceiptsSection,
     SealingSection,
 )
+from extproc.plan import Plan, PlanError
 from extproc.route import MAX_ROUTES, Route
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from extproc.kms_section import KmsSection
     from extproc.log_section import LogSection
+    from extproc.policy_section import PolicySection
 
 __all__ = ["ConfigError", "FilterConfig", "load_config", "read_config_file"]
 
@@ -51,6 +56,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 _MEANINGLESS_WHEN_OPEN: Final = frozenset(
     {"binding", "body", "algorithms", "mode", "evidence", "relax", "subjects"}
     | {"max_header_bytes", "max_field_bytes", "max_signature_bytes"}
+    | {"quota_per_s", "quota_burst", "fallback_classic"}
 )
 
 
@@ -69,7 +75,10 @@ class FilterConfig:
     log: LogSection
     keyring: KeyringSection
     sealing: SealingSection
+    kms: KmsSection
     admin: AdminSection
+    policy: PolicySection
+    plan: Plan
     routes: tuple[Route, ...]
     digest: str
 
@@ -81,7 +90,7 @@ def load_config(path: Path, environ: Mapping[str, str], *, content: bytes | None
     """
     document = _parse(path, read_config_file(path) if content is None else content)
     for key in document:
-        if key not in SECTIONS and key != "route":
+        if key not in SECTIONS and key not in {"route", "plan"}:
             raise ConfigError(f"{path}: {printable(key)}: unknown section")
     overrides = _overrides(environ)
     values: dict[str, dict[str, Any]] = {}
@@ -90,6 +99,7 @@ def load_config(path: Path, environ: Mapping[str, str], *, content: bytes | None
         written = read_values(section, table, f"{path}: {name}")
         values[name] = written | overrides.get(name, {})
     routes = _read_routes(path, document.get("route", []))
+    plan = _read_plan(path, document.get("plan", {}))
     base = path.absolute().parent
     resolved = {name: resolve_paths(each, base) for name, each in values.items()}
     if (url := resolved["receipts"]["url"]).startswith("sqlite:"):
@@ -97,6 +107,7 @@ def load_config(path: Path, environ: Mapping[str, str], *, content: bytes | None
     config = FilterConfig(
         path=path,
         **{name: section(**resolved[name]) for name, section in SECTIONS.items()},
+        plan=plan,
         routes=tuple(Route(**route) for route in routes),
         digest=_digest(values, routes),
     )
@@ -166,6 +177,16 @@ def _read_routes(path: Path, tables: object) -> list[dict[str, Any]]:
     return routes
 
 
+def _read_plan(path: Path, table: object) -> Plan:
+    """Read `[plan]` and `[plan.breaker]`; its digest is apart from the configuration's (`extproc.rules`)."""
+    if isinstance(table, dict) and "version" in table:
+        raise ConfigError(f"{path}: plan.version: is not a setting")
+    try:
+        return msgspec.convert(table, Plan, strict=True)
+    except (msgspec.ValidationError, PlanError) as error:
+        raise ConfigError(f"{path}: plan: {printable(str(error))}") from error
+
+
 def _digest(values: Mapping[str, Mapping[str, Any]], routes: list[dict[str, Any]]) -> str:
     effective: dict[str, Any] = {name: digestible(kinds_of(SECTIONS[name]), each) for name, each in values.items()}
     effective["route"] = routes
@@ -188,6 +209,8 @@ def _check_together(config: FilterConfig) -> None:
     for number, route in enumerate(config.routes, 1):
         if (contradiction := route.contradiction()) is not None:
             raise ConfigError(f"{path}: route[{number}].{contradiction}")
+    if not config.kms.url and (config.kms.sealing_key or config.kms.log_key):
+        raise ConfigError(f"{path}: kms.url: is required with kms.sealing_key or kms.log_key")
     _check_admin(path, config.admin)
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from extproc.config_fields import rule
 from extproc.config_kinds import Choice, FileMode, FilePath, Number, Text, Url
+from extproc.kms_section import KmsSection
 from extproc.log_section import LogSection
+from extproc.policy_section import PolicySection
 from receipts.open_store import STORE_SCHEMES
 
 
@@ -97,6 +99,8 @@ SECTIONS: dict[str, type] = {
     "log": LogSection,
     "keyring": KeyringSection,
     "sealing": SealingSection,
+    "kms": KmsSection,
     "admin": AdminSection,
+    "policy": PolicySection,
 }
 """Section name in the file and in `SIGNET_<SECTION>_<KEY>`, with its class."""

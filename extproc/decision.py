@@ -50,6 +50,7 @@ class Passage:
     verified: VerifiedRequest | None = None
     spent: bool = False
     asked: PolicyInput | None = None
+    retry_after_s: int | None = None
 
     @property
     def route_name(self) -> str | None:
@@ -62,7 +63,7 @@ class Answer:
     """The end of a passage: what Envoy is to be told.
 
     `challenges`: fresh ones for the connection. `relaxing`: whether clients are asked to relax at once. `order`: what
-    ext_proc is to do with the body, None for nothing.
+    ext_proc is to do with the body, None for nothing. `retry_after_s`: when to come again, None for the usual.
     """
 
     reason: Reason
@@ -74,9 +75,10 @@ class Answer:
     rules: Rules
     order: BodyOrder | None = None
     relaxing: bool = False
+    retry_after_s: int | None = None
 
 
-def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
+def policy_input(verified: VerifiedRequest, now_ms: int, phase: str) -> PolicyInput:
     """Gather everything that policy may know of a verified request."""
     admitted = verified.admitted
     route = admitted.route
@@ -93,6 +95,8 @@ def policy_input(verified: VerifiedRequest, now_ms: int) -> PolicyInput:
         mode=route.mode,
         evidence=verified.evidence.raw is not None,
         body_bytes=max(len(admitted.content), admitted.content_length or 0),
+        fallback=verified.fell_back,
+        phase=phase,
     )
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pch.errors import DependencyFault, OurFault, Quota
 from pch.reasons import Reason
+
+if TYPE_CHECKING:
+    from policy.evaluator import StressFacts
 
 
 class Overloaded(OurFault):
@@ -19,9 +24,13 @@ class QuotaExceeded(Quota):
 
 
 class BreakerOpen(DependencyFault):
-    """The app behind the route is not well; this request was not chosen to try it."""
+    """The app behind the route is not well; this request was not chosen to try it. `facts`: for the receipt."""
 
     reason = Reason.BREAKER_OPEN
+
+    def __init__(self, message: str, facts: StressFacts, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.facts, self.retry_after_s = facts, retry_after_s
 
 
 class ServerFault(Exception):

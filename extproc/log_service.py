@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from extproc.log_api import LogApi
 from extproc.log_integrator import LogIntegrator
-from extproc.policy_bundle import PolicyInForce, policy_bundle, request_algorithms
+from extproc.policy_bundle import PolicyInForce, request_algorithms
 from receipts.checkpoint_keys import KeyFileError
 from receipts.cli_places import lookup_for, open_signer
 from receipts.log_errors import EntryUnknown, LogUnavailable
@@ -63,7 +63,7 @@ class LogService:
         if not config.log.dir.is_dir():
             raise EntryUnknown("there is no log yet")
         keys, in_force = self._keys(), self._policy.config()
-        policy, algorithms = policy_bundle(in_force), request_algorithms(in_force)
+        policy, algorithms = self._policy.bundle(), request_algorithms(in_force)
         with self._lock:
             if self._opened is None:
                 self._opened = PackSource(

@@ -17,10 +17,12 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from extproc.body_step import check_body, order_body
 from extproc.challenge import RANDOM_BYTES, issue_several
 from extproc.decision import Answer, Passage, decision_draft, policy_input
-from extproc.errors import Overloaded
+from extproc.errors import BreakerOpen, Overloaded, QuotaExceeded
 from extproc.evidence import sends_ahead
 from extproc.header_budget import check_header_budget, grants_relax, statically_engaged
 from extproc.nonce_store import SpendResult
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from extproc.route import Route
     from extproc.rules import Rules
     from extproc.sealing_keys import SealingKeys
+    from extproc.stress_desk import StressDesk
     from extproc.telemetry import Telemetry
+    from policy.evaluator import PolicyVerdict, StressFacts
     from receipts.refusals import RefusalLimiter
     from receipts.store import StoredReceipt
     from receipts.writer import ReceiptWriter
@@ -51,10 +55,7 @@ LOG: Final = logging.getLogger("signet.pipeline")
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the pipeline works with. `rules` and `keyring` give the value in force at the call.
-
-    `relax_engaged`: the relax actuator, whether clients of a route are to relax at once (PCH §6).
-    """
+    """What the pipeline works with. `rules` and `keyring` give the value in force at the call."""
 
     rules: Callable[[], Rules]
     keyring: Callable[[], Keyring]
@@ -67,7 +68,7 @@ class Parts:
     evidence: EvidenceDesk
     clock_ms: Callable[[], int]
     random_bytes: Callable[[int], bytes]
-    relax_engaged: Callable[[Route], bool] = statically_engaged
+    stress: StressDesk
 
 
 class Pipeline:
@@ -120,14 +121,23 @@ class Pipeline:
         check_header_budget(request, admitted.route)
         # 2 to 8
         ahead = await parts.evidence.sent_ahead(admitted, rules, passage.now_ms)
-        verified = verify(admitted, rules, parts.keyring(), parts.sealing_keys, passage.now_ms, ahead)
+        verified = verify(
+            admitted,
+            rules,
+            parts.keyring(),
+            parts.sealing_keys,
+            passage.now_ms,
+            ahead,
+            may_fall_back=parts.stress.may_fall_back(admitted.route),
+        )
         passage.verified = verified
         # 9
         await self._spend(verified, passage.now_ms)
         passage.spent = True
         # 10
         await parts.evidence.judge(verified.evidence, rules, passage.now_ms)
-        await self._ask_policy(verified, passage)
+        verdict = await self._ask_policy(verified, passage)
+        self._admit(verified, verdict, passage)
         # 11
         return check_body(admitted)
 
@@ -142,14 +152,34 @@ class Pipeline:
         if result is SpendResult.REPLAYED:
             raise errors.NonceReplay("the challenge was spent by another request")
 
-    async def _ask_policy(self, verified: VerifiedRequest, passage: Passage) -> None:
-        passage.asked = policy_input(verified, passage.now_ms)
+    async def _ask_policy(self, verified: VerifiedRequest, passage: Passage) -> PolicyVerdict:
+        phase = self._parts.stress.phase(verified.admitted.route.name)
+        passage.asked = policy_input(verified, passage.now_ms, phase)
         try:
             verdict = await passage.rules.policy.evaluate(passage.asked)
         except PolicyError as error:
             raise errors.PolicyUnavailable("the policy gave no usable answer") from error
         if verdict.allow is not True:
             raise errors.PolicyDenied(verdict.rule)
+        return verdict
+
+    def _admit(self, verified: VerifiedRequest, verdict: PolicyVerdict, passage: Passage) -> None:
+        """Admit by subject and by the route's breaker; what was done is kept with what policy was asked."""
+        route, subject = verified.admitted.route, verified.key.subject
+        facts: StressFacts | None = None
+        try:
+            facts = self._parts.stress.admit(
+                route, subject, verdict, fell_back=verified.fell_back, now_ms=passage.now_ms
+            )
+        except BreakerOpen as refusal:
+            facts, passage.retry_after_s = refusal.facts, refusal.retry_after_s
+            raise
+        except QuotaExceeded as refusal:
+            passage.retry_after_s = -(-refusal.retry_after_ms // 1000)
+            raise
+        finally:
+            if passage.asked is not None:
+                passage.asked = msgspec.structs.replace(passage.asked, stress=facts)
 
     async def _record(self, passage: Passage, reason: Reason) -> Answer:
         """Make the decision durable (step 12); without that, the answer is a refusal."""
@@ -189,10 +219,15 @@ class Pipeline:
             rules=passage.rules,
             order=order,
             relaxing=passage.admitted is not None and self._is_relaxing(passage.admitted.route),
+            retry_after_s=passage.retry_after_s,
         )
 
     def _is_relaxing(self, route: Route) -> bool:
-        return route.relax != "off" and self._parts.relax_engaged(route)
+        return route.relax != "off" and self._relax_engaged(route)
+
+    def _relax_engaged(self, route: Route) -> bool:
+        """Tell whether the actuator asks clients of `route` to relax at once (PCH §6)."""
+        return statically_engaged(route) or self._parts.stress.is_relaxing(route)
 
     def _fresh_challenges(self, passage: Passage, reason: Reason) -> tuple[str, ...]:
         parts, admitted = self._parts, passage.admitted
@@ -206,7 +241,7 @@ class Pipeline:
                 binding32=admitted.binding,
                 now_ms=passage.now_ms,
                 random_bytes=parts.random_bytes(RANDOM_BYTES * parts.supply.wanted(admitted.binding)),
-                relax_grant=grants_relax(admitted.route, reason, parts.relax_engaged),
+                relax_grant=grants_relax(admitted.route, reason, self._relax_engaged),
             )
         except Exception:
             LOG.exception("no challenge could be issued")

@@ -1,29 +1,26 @@
-"""The policy in force as bytes, whose SHA-256 receipts carry as `policy.digest`.
-
-For the route table these are the ones that `policy.route_table` digests.
-"""
+"""What the workers decide by, as the admin process sees it: the policy in force, and the algorithms accepted."""
 
 from __future__ import annotations
 
+import logging
 import threading
-from typing import TYPE_CHECKING
-
-import msgspec
+import time
+from typing import TYPE_CHECKING, Final
 
 from extproc.config import load_config, read_config_file
 from extproc.config_fields import ConfigError
+from extproc.policy_engine import read_policy_bundle
 from extproc.supervisor import ACCEPTED_FILE
+from policy.evaluator import PolicyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from extproc.config import FilterConfig
 
-
-def policy_bundle(config: FilterConfig) -> bytes:
-    """Write the route table that `config` states: each route's name with the subjects that it admits, sorted."""
-    subjects = {route.name: sorted(set(route.subjects)) for route in config.routes}
-    return msgspec.json.encode({name: subjects[name] for name in sorted(subjects)})
+LOG: Final = logging.getLogger("signet.policy")
+OPA_REREAD_S: Final = 5.0
+"""How old what is known of an OPA server's policy may be."""
 
 
 def request_algorithms(config: FilterConfig) -> tuple[str, ...]:
@@ -44,6 +41,10 @@ class PolicyInForce:
         self._lock = threading.Lock()
         self._config = config  # Both owned by `_lock`.
         self._version: tuple[int, int] | None = None
+        self._bundle_lock = threading.Lock()
+        self._bundle = b""  # These three owned by `_bundle_lock`.
+        self._bundle_of: FilterConfig | None = None
+        self._bundle_read_s = 0.0
 
     def config(self) -> FilterConfig:
         """Give the configuration in force; the last one known where the file cannot be read now."""
@@ -61,5 +62,16 @@ class PolicyInForce:
             return self._config
 
     def bundle(self) -> bytes:
-        """Write the policy bundle of the configuration in force."""
-        return policy_bundle(self.config())
+        """Give the policy in force as one document; the last one known, or none, where it cannot be had now."""
+        config = self.config()
+        with self._bundle_lock:
+            now_s = time.monotonic()
+            # An OPA server may change its policy by itself; a compiled one changes with the configuration.
+            aged = config.policy.engine == "opa" and now_s - self._bundle_read_s >= OPA_REREAD_S
+            if config is not self._bundle_of or aged:
+                self._bundle_of, self._bundle_read_s = config, now_s
+                try:
+                    self._bundle = read_policy_bundle(config)
+                except PolicyError as error:
+                    LOG.error("the policy in force could not be read: %s", error)
+            return self._bundle

@@ -183,7 +183,7 @@ def _denied(answer: Answer) -> CheckResponse:
     headers = _response_headers(answer, "no-store")
     headers.append(_option("pch-reason", str(reason)))
     if rule.retry_after:
-        headers.append(_option("retry-after", str(answer.rules.config.filter.retry_after_s)))
+        headers.append(_option("retry-after", str(answer.retry_after_s or answer.rules.config.filter.retry_after_s)))
     if rule.challenge and answer.challenges and answer.admitted is not None:
         route, realm = answer.admitted.route, answer.rules.config.filter.realm
         max_age_s = answer.rules.config.filter.max_age_s

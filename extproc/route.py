@@ -65,6 +65,9 @@ class Route:
     max_body_bytes: int = field(default=65_536, metadata=rule(Number(0, MAX_STREAMED_BODY_BYTES, "bytes")))
     subjects: tuple[str, ...] = field(default=(), metadata=rule(Items(check_subject, 0, 10_000)))
     permit_upgrade: bool = field(default=False, metadata=rule(Flag()))
+    quota_per_s: int = field(default=0, metadata=rule(Number(0, 1_000_000, "requests per second and subject")))
+    quota_burst: int = field(default=20, metadata=rule(Number(1, 1_000_000, "requests at once and subject")))
+    fallback_classic: bool = field(default=False, metadata=rule(Flag()))
 
     @property
     def guarded(self) -> bool:
@@ -86,6 +89,8 @@ class Route:
         classical = [name for name in self.algorithms if name in ALGORITHMS and not ALGORITHMS[name].post_quantum]
         if self.guarded and self.mode == "pq_only" and classical:
             return f'algorithms: mode "pq_only" accepts no {classical[0]} alone'
+        if self.fallback_classic and (self.mode != "and" or not any(name in HYBRIDS for name in self.algorithms)):
+            return 'fallback_classic: needs mode "and" and a hybrid among algorithms'
         return None
 
     @property

@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from extproc.plan import PLAN, plan_digest
+from extproc.config import ConfigError
+from extproc.plan import plan_digest
+from extproc.policy_engine import open_engine
 from extproc.route import RouteTable
-from policy.route_table import RouteTablePolicy
+from policy.evaluator import PolicyError
 
 if TYPE_CHECKING:
     from extproc.config import FilterConfig
@@ -29,7 +31,10 @@ class Rules:
 
 
 def rules_of(config: FilterConfig) -> Rules:
-    """Build the rules that `config` states."""
-    policy = RouteTablePolicy({route.name: route.subjects for route in config.routes})
-    digest = hashlib.sha256(f"{plan_digest(PLAN)}\n{config.digest}\n".encode()).hexdigest()
+    """Build the rules that `config` states. Raises ConfigError when the policy that it names cannot be used."""
+    try:
+        policy = open_engine(config)
+    except PolicyError as error:
+        raise ConfigError(f"{config.path}: policy: {error}") from error
+    digest = hashlib.sha256(f"{plan_digest(config.plan)}\n{config.digest}\n".encode()).hexdigest()
     return Rules(config, RouteTable(config.routes), policy, digest)

@@ -18,25 +18,44 @@ if TYPE_CHECKING:
     from pch.proof import Proof, Proofs
 
 
-def check_allowed(proofs: Proofs, route: Route) -> None:
-    """Check the algorithms against the route's list and mode; no key is looked up before. Raises `AlgNotAllowed`."""
+def check_allowed(proofs: Proofs, route: Route, *, may_fall_back: bool = False) -> bool:
+    """Check the algorithms against the route's list and mode; no key is looked up before. Raises `AlgNotAllowed`.
+
+    `may_fall_back`: the classical half of a hybrid is enough for now. Returns whether that was made use of.
+    """
     first, second = proofs.first.algorithm, proofs.second_half
     if second is not None:
         name = hybrid_name(first, second.algorithm)
         if name not in HYBRIDS or name not in route.algorithms:
             raise AlgNotAllowed("the route does not accept this hybrid")
-        return
+        return False
+    if may_fall_back and _is_classical_half(first, route):
+        return True
     if first not in ALGORITHMS or first not in route.algorithms:
         raise AlgNotAllowed("the route does not accept this algorithm")
     if route.mode == "pq_only" and not ALGORITHMS[first].post_quantum:
         raise AlgNotAllowed("the route accepts no classical signature alone")
+    return False
 
 
-def find_keys(proofs: Proofs, route: Route, keyring: Keyring, now_ms: int) -> tuple[KeyEntry, ...]:
-    """Find the key of every signature, in their order. Raises `UnknownKey`, `AlgNotAllowed`."""
+def _is_classical_half(algorithm: str, route: Route) -> bool:
+    """Tell whether a hybrid that the route lists begins with `algorithm`, which is not listed by itself."""
+    halves = [name.partition("+")[0] for name in route.algorithms if name in HYBRIDS]
+    return algorithm in halves and algorithm not in route.algorithms
+
+
+def find_keys(
+    proofs: Proofs, route: Route, keyring: Keyring, now_ms: int, *, falls_back: bool = False
+) -> tuple[KeyEntry, ...]:
+    """Find the key of every signature, in their order. Raises `UnknownKey`, `AlgNotAllowed`.
+
+    `falls_back`: one signature is the classical half of a hybrid, whose other half is not asked for now.
+    """
     keys = tuple([_find(proof, keyring, now_ms) for proof in proofs.both])
     if len(keys) == 1:
-        if keys[0].partner is not None and route.mode == "and":
+        if falls_back and keys[0].partner is None:
+            raise AlgNotAllowed("only a key that is half of a hybrid may stand for it")
+        if not falls_back and keys[0].partner is not None and route.mode == "and":
             raise AlgNotAllowed("the key is half of a hybrid, and the other half did not sign")
         return keys
     first, second = keys

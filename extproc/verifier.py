@@ -93,7 +93,8 @@ class VerifiedRequest:
     """A request whose signatures, binding and challenge held; built by `verify` alone.
 
     `signatures`: one, or the two of a hybrid, the classical one first. `foreign`: signatures that are not PCH's, by
-    label. `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9).
+    label. `spend_token`: 32 bytes that tell a retried Check from a replay (PCH §4 step 9). `fell_back`: it is the
+    classical half of a hybrid alone, which only policy can accept (PCH §3).
     """
 
     admitted: AdmittedRequest
@@ -103,6 +104,7 @@ class VerifiedRequest:
     evidence: EvidenceClaim
     spend_token: bytes
     built_by: object
+    fell_back: bool = False
 
     @property
     def proof(self) -> Proof:
@@ -182,10 +184,13 @@ def verify(
     sealing_keys: SealingKeys,
     now_ms: int,
     sent_ahead: bytes | None = None,
+    *,
+    may_fall_back: bool = False,
 ) -> VerifiedRequest:
     """Verify the proof of a guarded request, PCH §4 steps 2 to 8.
 
     `now_ms`: milliseconds since the epoch. `sent_ahead`: the envelope that waits for it (`EvidenceDesk.sent_ahead`).
+    `may_fall_back`: the breaker is not closed, and the route takes the classical half of a hybrid then.
     Raises the `pch.errors` class of the first step that fails.
     """
     request, route, settings = admitted.request, admitted.route, rules.config.filter
@@ -202,8 +207,8 @@ def verify(
     # 3
     _check_connection(route, sent_binding, binding)
     # 4
-    check_allowed(proofs, route)
-    keys = find_keys(proofs, route, keyring, now_ms)
+    fell_back = check_allowed(proofs, route, may_fall_back=may_fall_back)
+    keys = find_keys(proofs, route, keyring, now_ms, falls_back=fell_back)
     # What follows looks at one half of a hybrid: step 2 saw that the other says the same.
     proof = proofs.first
     # 5
@@ -227,7 +232,7 @@ def verify(
     if any(key.revoked for key in keys):
         raise errors.KeyRevoked("the key was revoked")
     token = spend_token(request.edge_instance, request.stream_id, signatures[0].signature_base)
-    return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, evidence, token, _BUILT_HERE)
+    return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, evidence, token, _BUILT_HERE, fell_back)
 
 
 def _check_connection(route: Route, sent: bytes | None, binding: bytes) -> None:

@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Final
 import uvloop
 from prometheus_client import REGISTRY
 
+from extproc import breaker_bank
 from extproc.access_log import AccessLog
 from extproc.body_telemetry import BodyTelemetry
 from extproc.body_verdict import BodyVerdicts
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import ConfigError, FilterConfig, load_config, read_config_file
+from extproc.custody import degraded_text, open_sealing_keys
 from extproc.evidence import EvidenceDesk, EvidenceParts
 from extproc.evidence_log import EvidenceLog
 from extproc.ext_authz import ExtAuthz
@@ -36,12 +38,11 @@ from extproc.nonce_store.choice import open_nonce_store
 from extproc.outcome_recorder import OutcomeRecorder
 from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
-from extproc.plan import PLAN
 from extproc.readiness import store_problem
 from extproc.reload import needs_restart
 from extproc.rules import Rules, rules_of
-from extproc.sealing_keys import FileSealingKeys
 from extproc.server import MAX_EDGE_BODY_BYTES, FilterServer
+from extproc.stress_desk import StressDesk, StressTelemetry
 from extproc.telemetry import Telemetry, keep_values_as
 from receipts.errors import StoreError
 from receipts.open_store import open_store
@@ -88,7 +89,7 @@ class Worker:
         self._rules: Rules = rules_of(config)
         self._telemetry = Telemetry(REGISTRY)
         self._keyring = KeyringFile(config.keyring.path, algorithms_by(config.keyring.ml_dsa_provider))
-        self._sealing_keys = FileSealingKeys(config.sealing.path, now_ms, config.filter.max_age_s)
+        self._sealing_keys = open_sealing_keys(config, now_ms)
         self._nonce_store = open_nonce_store(config, now_ms)
         self._store = open_store(config.receipts.url)
         self._writer = ReceiptWriter(self._store, writer_id=WriterId(str(uuid.uuid4())))
@@ -102,6 +103,9 @@ class Worker:
             telemetry=self._telemetry,
             random_bytes=secrets.token_bytes,
         )
+        self._stress = StressDesk(
+            config, StressTelemetry(REGISTRY), index=index, now_ms=now_ms, random_below=secrets.randbelow
+        )
         parts = Parts(
             rules=lambda: self._rules,
             keyring=lambda: self._keyring.current,
@@ -109,11 +113,12 @@ class Worker:
             nonce_store=self._nonce_store,
             writer=self._writer,
             refusals=self._refusals,
-            supply=ChallengeSupply(PLAN, now_ms),
+            supply=ChallengeSupply(config.plan, now_ms),
             telemetry=self._telemetry,
             evidence=EvidenceDesk(evidence),
             clock_ms=now_ms,
             random_bytes=secrets.token_bytes,
+            stress=self._stress,
         )
         outcome_telemetry = OutcomeTelemetry(REGISTRY)
         self._outcomes = OutcomeRecorder(
@@ -123,6 +128,7 @@ class Worker:
             timeout_s=lambda: self.config.receipts.timeout_ms / 1000,
             clock_ms=now_ms,
             random_bytes=secrets.token_bytes,
+            observer=self._stress,
         )
         verdicts = BodyVerdicts(
             self._store,
@@ -162,10 +168,11 @@ class Worker:
         watching = asyncio.create_task(self._keyring.watch(self.config.keyring.poll_interval_ms / 1000))
         ticking = asyncio.create_task(self._tick_forever())
         recording = asyncio.create_task(self._outcomes.run())
+        steering = asyncio.create_task(self._steer_forever())
         try:
             await stop.wait()
         finally:
-            await self._drain(watching, ticking, recording)
+            await self._drain(watching, ticking, recording, steering)
 
     async def _drain(self, *tasks: asyncio.Task[None]) -> None:
         LOG.info("worker %d drains", self._index)
@@ -196,8 +203,17 @@ class Worker:
             LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
             return
         self._rules = rules
+        self._stress.load(config)
         self._telemetry.reloads.labels("loaded").inc()
         LOG.info("configuration reloaded, digest %s", config.digest)
+
+    async def _steer_forever(self) -> None:
+        while True:
+            try:
+                self._stress.tick()
+            except Exception:
+                LOG.exception("the breakers could not be moved on; it is tried again")
+            await asyncio.sleep(breaker_bank.TICK_S)
 
     async def _tick_forever(self) -> None:
         while True:
@@ -239,6 +255,8 @@ class Worker:
         for part in PARTS:
             await self._server.set_serving(serving=part not in problems, component=f"signet.{part}")
         status = {"index": self._index, "pid": os.getpid(), "time_ms": now_ms(), "problems": problems}
+        if (degraded := degraded_text(self._sealing_keys)) is not None:
+            status["degraded"] = {"sealing": degraded}
         temporary = self._status_path().with_suffix(".tmp")
         temporary.write_text(json.dumps(status))
         temporary.replace(self._status_path())

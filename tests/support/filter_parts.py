@@ -23,6 +23,7 @@ from extproc.plan import PLAN
 from extproc.request import EdgeRequest
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
+from extproc.stress_desk import StressDesk, StressTelemetry
 from extproc.telemetry import Telemetry
 from pch.algorithms import Signer
 from pch.httpsig.content_digest import content_digest
@@ -154,6 +155,9 @@ class FilterParts:
         self.registry = CollectorRegistry()
         self.telemetry = Telemetry(self.registry)
         self.evidence_log = EvidenceLog(self.config.log.dir, self.config.log.origin)
+        self.stress = StressDesk(
+            self.config, StressTelemetry(self.registry), index=0, now_ms=self.clock, random_below=lambda _: 0
+        )
         self.parts = Parts(
             rules=lambda: self.rules,
             keyring=lambda: self.keyring.current,
@@ -175,6 +179,7 @@ class FilterParts:
             ),
             clock_ms=self.clock,
             random_bytes=self.random,
+            stress=self.stress,
         )
         self.pipeline = Pipeline(self.parts)
 

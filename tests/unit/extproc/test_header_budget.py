@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -191,7 +192,9 @@ async def test_while_engaged_every_challenge_carries_the_grant_and_the_hint(part
 
 
 async def test_an_actuator_engages_what_the_configuration_leaves_to_it(parts: FilterParts) -> None:
-    pipeline = Pipeline(dataclasses.replace(parts.parts, relax_engaged=lambda route: route.name != "open"))
+    engaged = copy.copy(parts.stress)
+    engaged.is_relaxing = lambda route: route.name != "open"  # type: ignore[method-assign]
+    pipeline = Pipeline(dataclasses.replace(parts.parts, stress=engaged))
     for target, expected in (("/protected", True), ("/never", False)):
         answer = await pipeline.answer(edge_request(RequestMessage("GET", "https", AUTHORITY, target, ())))
         assert is_granted(parts, answer) is expected

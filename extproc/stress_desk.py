@@ -1,0 +1,175 @@
+"""Step 10, second half: admission by subject and by the breaker of the route (docs/reference/breaker.md).
+
+The desk of one worker: quotas and breakers for the rules in force. What it decides goes into the receipt.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from extproc.breaker import Phase
+from extproc.breaker_bank import BreakerBank, OwnSignals, Signals
+from extproc.errors import BreakerOpen
+from extproc.quota import Quota
+from extproc.signal_board import SignalBoard, SignalBoardError
+from extproc.stress_action import Action
+from policy.evaluator import StressFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from prometheus_client import CollectorRegistry
+
+    from extproc.config import FilterConfig
+    from extproc.route import Route
+    from extproc.stress_action import StressAction
+    from policy.evaluator import PolicyVerdict
+
+from prometheus_client import Counter, Gauge
+
+LOG: Final = logging.getLogger("signet.stress")
+_PHASE_VALUES: Final = {Phase.CLOSED: 0, Phase.HALF_OPEN: 1, Phase.OPEN: 2}
+
+
+class StressTelemetry:
+    """The metrics of breakers and quotas; labels are route names and fixed words."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.phase = Gauge(
+            "signet_breaker_phase",
+            "Phase of a route's breaker: 0 closed, 1 half-open, 2 open",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.errors = Gauge(
+            "signet_breaker_errors_ratio",
+            "Weighted mean of failed outcomes",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.slowness = Gauge(
+            "signet_breaker_slowness_ratio",
+            "Weighted mean of slow outcomes",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.transitions = Counter(
+            "signet_breaker_transitions",
+            "Changes of phase that this worker reached or took over",
+            ["route", "to"],
+            registry=registry,
+        )
+        self.actions = Counter(
+            "signet_plan_actions", "What the plan did with verified requests", ["route", "action"], registry=registry
+        )
+        self.quota_refusals = Counter(
+            "signet_quota_refusals", "Requests over their subject's quota", ["route"], registry=registry
+        )
+
+
+class StressDesk:
+    """Owned by one event loop. `index`: this worker's, of `config.filter.workers`, for the board that they share."""
+
+    def __init__(
+        self,
+        config: FilterConfig,
+        telemetry: StressTelemetry,
+        *,
+        index: int,
+        now_ms: Callable[[], int],
+        random_below: Callable[[int], int],
+    ) -> None:
+        self._telemetry, self._index, self._now_ms, self._random_below = telemetry, index, now_ms, random_below
+        self._board: SignalBoard | None = None
+        self.load(config)
+
+    def load(self, config: FilterConfig) -> None:
+        """Take over the routes and the plan of `config`. Breakers start closed and hear of the others at once."""
+        guarded = [route for route in config.routes if route.guarded]
+        workers = config.filter.workers
+        self._plan = config.plan.breaker
+        self._quotas = {
+            route.name: Quota(route.quota_per_s / workers, max(1, route.quota_burst // workers))
+            for route in guarded
+            if route.quota_per_s
+        }
+        names = [route.name for route in guarded]
+        old, self._board = self._board, None
+        signals: Signals = OwnSignals(len(names))
+        if names and workers > 1:
+            signals = self._board = self._open_board(config.filter.socket_dir, names, workers) or signals  # type: ignore[assignment]
+        self._names = names
+        self._bank = BreakerBank(self._plan, names, signals, workers=workers, now_ms=self._now_ms())
+        if old is not None:
+            old.close()
+
+    def _open_board(self, folder: Path, names: list[str], workers: int) -> SignalBoard | None:
+        try:
+            return SignalBoard(folder, names, self._index, workers)
+        except SignalBoardError as error:
+            LOG.error("breakers hear only what this worker hears: %s", error)
+            return None
+
+    def phase(self, route: str) -> Phase:
+        """Give the phase of a route's breaker."""
+        return self._bank.state(route).phase
+
+    def may_fall_back(self, route: Route) -> bool:
+        """Tell whether the classical half of a hybrid may be enough now; policy has the last word."""
+        return route.fallback_classic and self.phase(route.name) is not Phase.CLOSED
+
+    def is_relaxing(self, route: Route) -> bool:
+        """Tell whether clients are to trim their headers now (the actuator; PCH §6)."""
+        return self._bank.is_relaxing(route.name)
+
+    def admit(self, route: Route, subject: str, verdict: PolicyVerdict, *, fell_back: bool, now_ms: int) -> StressFacts:
+        """Admit one verified request that policy allows, and say what was done.
+
+        Raises QuotaExceeded; BreakerOpen, whose `facts` say why.
+        """
+        quota = self._quotas.get(route.name)
+        if quota is not None:
+            try:
+                quota.take(subject, now_ms)
+            except Exception:
+                self._telemetry.quota_refusals.labels(route.name).inc()
+                raise
+        done = self._bank.choose(route.name, subject, now_ms, floor_share=verdict.floor_share, may_fall_back=fell_back)
+        self._telemetry.actions.labels(route.name, done.action).inc()
+        if not done.passes:
+            retry_after_s = self._plan.retry_after_s + self._random_below(self._plan.retry_jitter_s + 1)
+            raise BreakerOpen("the breaker of the route is open", _facts(done), retry_after_s)
+        return _facts(done)
+
+    def ended(
+        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+    ) -> None:
+        """Hear of one allowed request's end (`extproc.outcome_recorder.OutcomeObserver`)."""
+        self._bank.ended(route, status, app_us, flags, probe_epoch=probe_epoch)
+
+    def tick(self) -> None:
+        """Move the breakers on; called every `extproc.breaker_bank.TICK_S`."""
+        before = [self._bank.state(name).phase for name in self._names]
+        self._bank.tick(self._now_ms())
+        for name, phase in zip(self._names, before, strict=True):
+            state = self._bank.state(name)
+            self._telemetry.phase.labels(name).set(_PHASE_VALUES[state.phase])
+            self._telemetry.errors.labels(name).set(state.errors.mean)
+            self._telemetry.slowness.labels(name).set(state.slowness.mean)
+            if state.phase is not phase:
+                self._telemetry.transitions.labels(name, state.phase).inc()
+
+
+def _facts(done: StressAction) -> StressFacts:
+    return StressFacts(
+        action=str(Action(done.action)),
+        epoch=done.epoch,
+        errors_permille=done.errors_permille,
+        slowness_permille=done.slowness_permille,
+        dwell_ms=done.dwell_ms,
+    )
