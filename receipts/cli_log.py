@@ -52,7 +52,7 @@ def _integrate(args: argparse.Namespace) -> int:
         settings = LogSettings(args.max_batch_receipts, args.max_batch_age_ms, args.poll_interval_ms)
     except ValueError as error:
         raise PlacesError(str(error)) from error
-    store = places.store()
+    store = places.store(create=True)
     signer = places.signer(create=True)
     writer = LogWriter(store, places.log_dir, signer, origin=places.origin, settings=settings)
     try:

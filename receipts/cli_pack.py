@@ -38,22 +38,21 @@ def register(commands: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the pack. Raises PlacesError, PackError, StoreError."""
     places = read_places(args, os.environ)
-    with contextlib.closing(places.store()) as store:
+    with contextlib.closing(places.store()) as store, contextlib.closing(places.reader()) as reader:
         integrate_if_idle(places, store)
-        with contextlib.closing(places.reader()) as reader:
-            source = PackSource(
-                store=store,
-                lookup=places.lookup(store),
-                reader=reader,
-                notes=places.notes(),
-                keys=places.signer().verifier_keys(),
-                policy=_read_policy(args.policy, places),
-            )
-            plan = plan_pack(source, args.date, now_s())
-            try:
-                size = write_pack(source, plan, args.out, progress(args, "packing"))
-            except OSError as error:
-                raise PlacesError(f"{args.out}: {error.strerror}") from error
+        source = PackSource(
+            store=store,
+            lookup=places.lookup(store),
+            reader=reader,
+            notes=places.notes(),
+            keys=places.signer().verifier_keys(),
+            policy=_read_policy(args.policy, places),
+        )
+        plan = plan_pack(source, args.date, now_s())
+        try:
+            size = write_pack(source, plan, args.out, progress(args, "packing"))
+        except OSError as error:
+            raise PlacesError(f"{args.out}: {error.strerror}") from error
     facts = {
         "path": str(args.out),
         "bytes": size,
@@ -73,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 def integrate_if_idle(places: Places, store: ReceiptStore) -> None:
     """Take in what is stored, unless another process does so: then its newest head is at most a batch behind."""
     with contextlib.suppress(LogBusy):
-        writer = LogWriter(store, places.log_dir, places.signer(create=True), origin=places.origin)
+        writer = LogWriter(store, places.log_dir, places.signer(), origin=places.origin)
         try:
             writer.flush()
             writer.step()

@@ -51,8 +51,14 @@ class Places:
         """The file of the log's signing keys."""
         return self.log_dir / KEYS_NAME
 
-    def store(self) -> ReceiptStore:
-        """Open the receipt store. Raises StoreError, PlacesError."""
+    def store(self, *, create: bool = False) -> ReceiptStore:
+        """Open the receipt store; with `create`, make a SQLite file where there is none.
+
+        Raises StoreError, PlacesError: a command in the wrong folder finds nothing, and does not begin an empty log.
+        """
+        scheme, _, path = self.store_url.partition(":")
+        if not create and scheme == "sqlite" and path and not Path(path).exists():
+            raise PlacesError(f"there is no receipt store at {path}: say where it is (--config, --store)")
         try:
             return open_store(self.store_url)
         except StoreUrlError as error:

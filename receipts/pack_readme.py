@@ -14,7 +14,7 @@ Day:  {date}, UTC{note}
 Every decision that the log took in on this day, and what it takes to check that none of them was changed, added
 later or left out. No service has to be asked: the checks below need this file alone.
 
-To verify, with Python 3.11 or later and the package "cryptography":
+To verify, with Python 3.11 or later and the package "cryptography" (50 or later):
 
     python verify.py pack.zip --trust jwks.json
 

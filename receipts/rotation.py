@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
+from receipts.checkpoint import CheckpointSigner
 from receipts.checkpoint_keys import keys_event
 from receipts.log_notes import Rotation
 from receipts.receipt import ReceiptDraft
@@ -14,18 +15,31 @@ from receipts.receipt_id import new_receipt_id
 from receipts.store import StoredReceipt, WriterTail
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from receipts.checkpoint_keys import FileCheckpointSigner
     from receipts.log_notes import LogNotes
     from receipts.receipt_id import WriterId
+    from receipts.signed_note import VerifierKey
     from receipts.store import ReceiptStore
+
+
+class RotatingSigner(CheckpointSigner, Protocol):
+    """A signer whose keys can be replaced; `receipts.checkpoint_keys` says in which steps."""
+
+    def prepare_rotation(self, random_bytes: Callable[[int], bytes]) -> tuple[VerifierKey, ...]:
+        """Make new keys that sign nothing yet. Raises KeyFileError, LogUnavailable."""
+
+    def introduce(self, keys: Sequence[VerifierKey], tree_size: int) -> None:
+        """Put them in force, which the log names in its first `tree_size` entries. Raises KeyFileError."""
+
+    def rotation_due(self, max_key_age_s: int) -> bool:
+        """Say whether the newest keys in force are older than that. Raises LogUnavailable."""
 
 
 def rotate_keys(
     store: ReceiptStore,
     notes: LogNotes,
-    signer: FileCheckpointSigner,
+    signer: RotatingSigner,
     *,
     writer: WriterId,
     now_ms: int,

@@ -39,7 +39,8 @@ try:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA44PublicKey
 except ImportError:  # pragma: no cover - a machine without it cannot run the tests either
-    sys.exit("this verifier needs the Python package cryptography, version 50 or later")
+    sys.stderr.write("this verifier needs the Python package cryptography, version 50 or later\n")
+    sys.exit(2)  # No verdict, which 1 would be.
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
+import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +105,7 @@ def test_from_receipts_to_a_verdict(place: Place, run: Command, clock: list[int]
 
 def test_tampered_copy_is_refused(place: Place, run: Command, clock: list[int]) -> None:
     place.add(5)
+    run("integrate", "--once")
     run("pack", "--date", day(), "--out", str(place.out))
     data = bytearray(place.out.read_bytes())
     data[len(data) // 2] ^= 1
@@ -127,6 +131,7 @@ def test_rotation_is_followed_by_whoever_pinned_the_old_keys(place: Place, run: 
 @pytest.mark.parametrize("date", ["yesterday", "2099-01-01", "2001-01-01"])
 def test_wrong_date_is_unusable_input(place: Place, run: Command, date: str) -> None:
     place.add(1)
+    run("integrate", "--once")
     status, _, message = run("pack", "--date", date, "--out", str(place.out))
     assert status == 2
     assert message
@@ -135,6 +140,7 @@ def test_wrong_date_is_unusable_input(place: Place, run: Command, date: str) -> 
 
 def test_where_nothing_can_be_written_is_unusable(place: Place, run: Command, clock: list[int]) -> None:
     place.add(1)
+    run("integrate", "--once")
     assert run("pack", "--date", day(), "--out", str(place.folder / "absent" / "p.zip"))[0] == 2
 
 
@@ -149,10 +155,36 @@ def test_configuration_that_says_nothing_is_unusable(place: Place, run: Command,
     assert run("integrate", "--once")[0] == 2
 
 
-def test_log_that_is_not_there_is_unusable(place: Place, run: Command) -> None:
-    status, _, message = run("fsck")
-    assert status == 2
-    assert "integrate" in message
+COMMANDS = [("fsck",), ("rotate",), ("pack", "--date", "2026-11-21", "--out", "pack.zip")]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_store_or_log_that_is_not_there_is_unusable_and_not_begun(
+    place: Place, run: Command, command: tuple[str, ...]
+) -> None:
+    status, _, message = run(*command)
+    assert (status, "no receipt store" in message) == (2, True)
+    assert [path.name for path in place.folder.iterdir()] == [place.config.name]
+    place.add(1)
+    before = sorted(place.folder.iterdir())
+    status, _, message = run(*command)
+    assert status != 0
+    assert message
+    assert sorted(place.folder.iterdir()) == before
+
+
+def test_a_person_sees_how_far_it_is(place: Place, run: Command) -> None:
+    place.add(5)
+    run("integrate", "--once")
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "receipts", "pack", "--config", str(place.config)]
+    command += ["--date", dt.datetime.now(dt.UTC).date().isoformat(), "--out", str(place.out)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=60)
+    os.close(theirs)
+    shown = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    assert done.returncode == 0, shown
+    assert re.search(r"\rpacking \[#{30}\] ([0-9]+)/\1\r\n", shown)
 
 
 @pytest.mark.parametrize("option", ["--max-batch-receipts", "--max-batch-age-ms", "--poll-interval-ms"])
@@ -162,6 +194,7 @@ def test_settings_out_of_range_are_unusable(place: Place, run: Command, option: 
 
 def test_policy_must_be_there_when_it_is_named(place: Place, run: Command, clock: list[int]) -> None:
     place.add(1)
+    run("integrate", "--once")
     arguments = ("--date", day(), "--out", str(place.out))
     assert run("pack", *arguments, "--policy", str(place.folder / "absent"))[0] == 2
     assert "no policy bundle" in run("pack", *arguments)[2]
