@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pch.algorithms import ALGORITHMS, HYBRIDS
 from pch.client.cli import main
 from pch.client.tls_session import TlsContext
 from pch.keys import private_key_from_jwk, thumbprint
@@ -46,7 +47,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, 
     return code, json.loads(out)
 
 
-@pytest.mark.parametrize("algorithm", ["ed25519", "ecdsa-p256-sha256"])
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
 def test_keygen_writes_a_private_key_for_its_owner_alone(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, algorithm: str
 ) -> None:
@@ -57,8 +58,70 @@ def test_keygen_writes_a_private_key_for_its_owner_alone(
     private = json.loads(path.read_text())
     assert private_key_from_jwk(private).algorithm.name == algorithm
     assert told["key_id"] == thumbprint(private)
+    assert told["key_ids"] == [thumbprint(private)]
     assert json.loads(public.read_text()) == told["public_jwk"]
-    assert private["d"] not in json.dumps(told)
+    assert private[ALGORITHMS[algorithm].private_member] not in json.dumps(told)
+
+
+@pytest.mark.parametrize("algorithm", sorted(HYBRIDS))
+def test_keygen_of_a_hybrid_writes_both_keys_as_a_jwk_set(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, algorithm: str
+) -> None:
+    path, public = tmp_path / "key.jwks", tmp_path / "public.jwks"
+    code, told = run_json(capsys, "keygen", "--alg", algorithm, "--out", str(path), "--public-out", str(public))
+    assert code == 0
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    keys = json.loads(path.read_text())["keys"]
+    assert [private_key_from_jwk(key).algorithm.name for key in keys] == algorithm.split("+")
+    assert told["key_ids"] == [thumbprint(key) for key in keys]
+    assert json.loads(public.read_text()) == told["public_jwk"]
+    assert [thumbprint(key) for key in told["public_jwk"]["keys"]] == told["key_ids"]
+    for key, name in zip(keys, algorithm.split("+"), strict=True):
+        assert key[ALGORITHMS[name].private_member] not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("alg", "labels"),
+    [
+        (None, ["pch", "pch-pq"]),
+        ("ed25519+ml-dsa-65", ["pch", "pch-pq"]),
+        ("ed25519", ["pch"]),
+        ("ml-dsa-65", ["pch"]),
+    ],
+)
+def test_sign_uses_the_keys_that_alg_names(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, alg: str | None, labels: list[str]
+) -> None:
+    path = tmp_path / "key.jwks"
+    assert run(capsys, "keygen", "--alg", "ed25519+ml-dsa-65", "--out", str(path))[0] == 0
+    chosen = [] if alg is None else ["--alg", alg]
+    url = "https://app.example/x"
+    code, told = run_json(capsys, "sign", url, "--key", str(path), "--challenge", CHALLENGE, *chosen)
+    assert code == 0
+    fields = dict(told["headers"])
+    assert [member.partition("=")[0] for member in fields["signature"].split(", ")] == labels
+    assert len(told["signature_bases"]) == len(labels)
+    assert told["signature_base"] == told["signature_bases"][0]
+
+
+@pytest.mark.parametrize("alg", ["ecdsa-p256-sha256", "ed25519+ml-dsa-44", "nonsense", ""])
+def test_an_algorithm_that_the_keys_cannot_do_is_a_usage_error(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, alg: str
+) -> None:
+    path = tmp_path / "key.jwks"
+    assert run(capsys, "keygen", "--alg", "ed25519+ml-dsa-65", "--out", str(path))[0] == 0
+    assert run(capsys, "sign", "https://h/x", "--key", str(path), "--challenge", CHALLENGE, "--alg", alg)[0] == 2
+
+
+def test_the_halves_of_a_hybrid_may_come_from_two_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("ml-dsa-65", "ecdsa-p256-sha256", "ml-dsa-44"):
+        assert run(capsys, "keygen", "--alg", name, "--out", str(tmp_path / name))[0] == 0
+    keys = ["--key", str(tmp_path / "ml-dsa-65"), "--key", str(tmp_path / "ecdsa-p256-sha256")]
+    code, out, _ = run(capsys, "sign", "https://h/x", "--challenge", CHALLENGE, *keys)
+    assert code == 0
+    assert out.index('alg="ecdsa-p256-sha256"') < out.index('alg="ml-dsa-65"')
+    wrong = ["--key", str(tmp_path / "ml-dsa-44"), "--key", str(tmp_path / "ecdsa-p256-sha256")]
+    assert run(capsys, "sign", "https://h/x", "--challenge", CHALLENGE, *wrong)[0] == 2
 
 
 def test_keygen_never_overwrites(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

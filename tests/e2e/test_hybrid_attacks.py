@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from pch.client import Client
+from pch.client.cli import main as pch
 from pch.httpsig.message import RequestMessage
 from pch.reasons import Reason
 from tests.e2e.attack_case import Case, check_refusal, refused
 from tests.e2e.attack_request import Request
-from tests.e2e.attack_stage import Attacker, Stage, attack
+from tests.e2e.attack_stage import Attacker, Stage, attack, wait_until
 from tests.support.filter_parts import KeyPair
 from tests.support.hybrid_parts import Half, half_of, halves, hybrid_keys, hybrid_message, with_halves
 from tools.stack import Stack
@@ -27,6 +30,7 @@ from tools.stack_config import DEMO_ROUTES, Ports, StackSettings
 pytestmark = pytest.mark.e2e
 
 ED, P256, PQ = "ed25519", "ecdsa-p256-sha256", "ml-dsa-65"
+HYBRID = f"{ED}+{PQ}"
 ROUTES = (
     {"name": "hybrid", "path": "/hybrid/**", "algorithms": [f"{ED}+{PQ}", f"{P256}+{PQ}"]},
     {"name": "mixed", "path": "/mixed/**", "algorithms": [ED, "ml-dsa-44", PQ, "ml-dsa-87", f"{ED}+{PQ}"]},
@@ -200,3 +204,48 @@ def test_our_client_signs_with_both_keys_in_every_mode(stage: Stage, http2: bool
             assert response.receipt_id is not None
             signatures = stage.receipt(response.receipt_id)["proof"]["signatures"]
             assert [each["alg"] for each in signatures] == [ED, PQ]
+
+
+def test_the_command_makes_a_hybrid_registers_it_and_gets_through(
+    stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """`pch keygen`, `clients add` and `pch request --alg`, as an operator and a client run them."""
+    private, public = str(tmp_path / "key.jwks"), str(tmp_path / "public.jwks")
+    assert pch(["keygen", "--alg", HYBRID, "--out", private, "--public-out", public]) == 0
+    config = str(stage.stack.files.toml)
+    added = [
+        sys.executable,
+        "-m",
+        "extproc",
+        "clients",
+        "add",
+        "--config",
+        config,
+        "--subject",
+        "carol",
+        "--jwk",
+        public,
+    ]
+    subprocess.run(added, check=True, capture_output=True, timeout=30)
+    request = [
+        "request",
+        f"https://{stage.authority}/hybrid/cli",
+        "--key",
+        private,
+        "--cacert",
+        str(stage.stack.files.tls / "ca.pem"),
+    ]
+    capsys.readouterr()
+
+    def passes() -> bool:
+        """The workers look at the keyring every half second."""
+        return pch([*request, "--alg", HYBRID, "--json"]) == 0
+
+    wait_until(passes, "the workers take the new keys")
+    capsys.readouterr()
+    assert passes()
+    told = json.loads(capsys.readouterr().out)
+    signatures = stage.receipt(told["receipt_id"])["proof"]["signatures"]
+    assert [each["alg"] for each in signatures] == [ED, PQ]
+    assert pch([*request, "--alg", ED]) == 1
+    assert pch([*request, "--alg", PQ]) == 1
