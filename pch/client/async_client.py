@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Self
 
@@ -192,14 +193,20 @@ class AsyncClient:
 
     async def _on_one_connection(self, exchange: Exchange, connection: AsyncConnection) -> Response | None:
         """Go on until the answer is final, or, with None, until another connection is needed."""
-        while True:
-            reused = connection.reused
-            wire = exchange.next_request(connection.channel)
-            try:
-                answer = await connection.send(wire, max_body_bytes=self._settings.max_response_bytes)
-            except ConnectionLost as error:
-                exchange.connection_gone(error, unsent=isinstance(error, NotSent), reused=reused)
-                return None
-            response = exchange.answered(connection.channel, answer)
-            if response is not None or answer.connection_ended:
-                return response
+        async with contextlib.AsyncExitStack() as held:
+            has_place = False
+            while True:
+                reused = connection.reused
+                wire = exchange.next_request(connection.channel)
+                if wire.is_ahead and not has_place:
+                    # Until the request that the envelope is for is answered.
+                    await held.enter_async_context(connection.envelope_places)
+                    has_place = True
+                try:
+                    answer = await connection.send(wire, max_body_bytes=self._settings.max_response_bytes)
+                except ConnectionLost as error:
+                    exchange.connection_gone(error, unsent=isinstance(error, NotSent), reused=reused)
+                    return None
+                response = exchange.answered(connection.channel, answer)
+                if response is not None or answer.connection_ended:
+                    return response

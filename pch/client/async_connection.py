@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ import httpcore
 from pch.client.async_stream import AsyncStream, connect
 from pch.client.channel import Channel, OriginClock
 from pch.client.http2 import AsyncHttp2Connection
-from pch.client.limits import IDLE_EXPIRY_S, MAX_STREAMS_PER_CONNECTION
+from pch.client.limits import IDLE_EXPIRY_S, MAX_ENVELOPES_AHEAD, MAX_STREAMS_PER_CONNECTION
 from pch.client.wire_http import (
     answer_headers,
     check_size,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 class AsyncConnection:
     """A connection to one origin; `capacity` requests at a time, more than one on HTTP/2.
 
-    `in_flight` is the pool's count of leases.
+    `in_flight` is the pool's count of leases. `envelope_places`: of envelopes that are sent ahead and not used yet.
     """
 
     def __init__(self, origin: Origin, stream: AsyncStream, clock: OriginClock) -> None:
@@ -38,6 +39,7 @@ class AsyncConnection:
         self.capacity = MAX_STREAMS_PER_CONNECTION if stream.is_http2 else 1
         self.in_flight = 0
         self.answers = 0
+        self.envelope_places = asyncio.Semaphore(MAX_ENVELOPES_AHEAD)
         self._stream = stream
         self._http2 = stream.is_http2
         kind = AsyncHttp2Connection if self._http2 else httpcore.AsyncHTTP11Connection

@@ -14,6 +14,8 @@ CLOSE_TIMEOUT_S: Final = 1.0
 MAX_CONNECTIONS_PER_ORIGIN: Final = 8
 MAX_STREAMS_PER_CONNECTION: Final = 8
 """Requests in flight on one HTTP/2 connection. A verifier hands out at most 8 challenges at once (PCH §5)."""
+MAX_ENVELOPES_AHEAD: Final = 4
+"""Envelopes of one connection that wait for their request (PCH §6)."""
 MAX_ORIGINS: Final = 64
 MAX_WAITING_REQUESTS: Final = 1024
 """Requests that may wait for a connection, per client."""

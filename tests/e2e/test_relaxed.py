@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pch.client import Client, Response
+from pch.client import AsyncClient, Client, Response
 from pch.client.cli import main
 from pch.client.exchange import Answer as SeenAnswer
 from pch.client.exchange import WireRequest
@@ -56,11 +57,19 @@ DOCUMENT = {"type": "pch.evidence.v1", "cbom_sha256": "0f" * 32, "claims": {"not
 
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    var: Path = tmp_path_factory.mktemp("relaxed")
+    yield from relaxing_stage(tmp_path_factory.mktemp("relaxed"))
+
+
+@pytest.fixture(scope="module")
+def redis_relaxing_stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    yield from relaxing_stage(tmp_path_factory.mktemp("rr"), nonce_store="redis")
+
+
+def relaxing_stage(var: Path, **settings: Any) -> Iterator[Stage]:
     first, second = hybrid_keys("alice")
     keys = {"ed": KeyPair.new("alice"), "pq": KeyPair.new("alice", "ml-dsa-65"), "first": first, "second": second}
     write_private(var / "keyring.json", json.dumps([key.entry() for key in keys.values()]).encode())
-    with Stack(StackSettings(var, Ports.free(), routes=ROUTES)) as stack:
+    with Stack(StackSettings(var, Ports.free(), routes=ROUTES, **settings)) as stack:
         yield Stage(stack, keys)
 
 
@@ -178,6 +187,21 @@ def test_where_relaxing_is_asked_for_no_request_is_refused_for_its_size(
     response = client.request("PUT", "/hinted/a", b"content")
     assert client.seen == [("relaxed", 200)]
     app_saw(stage, response, "PUT", b"content")
+
+
+@both_versions
+async def test_many_at_once_share_the_places_of_their_envelopes(stage: Stage, http2: bool) -> None:
+    signers = tuple(stage.keys[name].signer for name in SIGNERS["hybrid"])
+    ca = stage.stack.files.tls / "ca.pem"
+    url = f"https://{stage.authority}/hinted/many"
+    async with AsyncClient(
+        key=signers, verify=ca, http2=http2, evidence=DOCUMENT, max_connections_per_origin=2, timeout_s=30
+    ) as client:
+        answers = await asyncio.gather(*(client.get(url) for _ in range(40)))
+        answers += await asyncio.gather(*(client.put(url, content=b"content") for _ in range(20)))
+    assert {(answer.status, answer.reason) for answer in answers} == {(200, None)}
+    assert len({answer.receipt_id for answer in answers}) == 60
+    stage.seen_by_app()
 
 
 @pytest.mark.parametrize(("relax", "path"), [("never", "/tight/x"), ("auto", "/never/x"), ("always", "/never/x")])
@@ -437,6 +461,15 @@ def test_the_next_request_of_a_connection_is_read_where_it_begins(stage: Stage) 
             first, second = stage.seen_by_app()
             assert (body_of(first), first["method"]) == (body, "PUT")
             assert (second["target"], second["method"]) == ("/public/after", "GET")
+
+
+@both_protocols
+def test_workers_that_share_redis_find_each_others_envelopes(redis_relaxing_stage: Stage, protocol: str) -> None:
+    with attack(redis_relaxing_stage, protocol) as a:
+        for _ in range(8):
+            made = without_content(a)
+            assert a.send(ahead(a, made.challenge, made.build()[1])).status == 204
+            assert (a.send(wire(made)).status, a.send(wire(made)).reason) == (200, "nonce_replay")
 
 
 # -- checkpoints
