@@ -59,11 +59,11 @@ def _admin(args: argparse.Namespace) -> int:
 
 def _rotate(args: argparse.Namespace) -> int:
     from extproc.config import load_config
-    from extproc.sealing_keys import rotate
+    from extproc.custody import rotate_sealing_key
     from extproc.worker import now_ms
 
     config = load_config(args.config, os.environ)
-    epoch = rotate(config.sealing.path, now_ms, config.filter.max_age_s)
+    epoch = rotate_sealing_key(config, now_ms)
     sys.stdout.write(f"sealing with epoch {epoch}; the former one opens challenges for {config.filter.max_age_s} s\n")
     return EXIT_OK
 

@@ -30,7 +30,7 @@ from extproc.log_api import log_routes
 from extproc.log_service import LogService
 from extproc.outcome_watch import OutcomeWatch
 from extproc.problems import problem
-from extproc.readiness import not_ready_because, store_problem
+from extproc.readiness import degraded_because, not_ready_because, store_problem
 from receipts.errors import StoreError
 from receipts.open_store import open_store
 from receipts.receipt_id import ReceiptId
@@ -107,14 +107,20 @@ class AdminApp:
         return PlainTextResponse("ok\n")
 
     async def readyz(self, _request: Request) -> Response:
-        """Say whether every worker can decide and record, with the reasons when not."""
+        """Say whether every worker can decide and record, why not, and what serves without something it needs."""
         reasons = await asyncio.to_thread(not_ready_because, self._config, self._now_ms())
         if (problem_text := await asyncio.to_thread(store_problem, self._store)) is not None:
             reasons["admin.receipts"] = problem_text
         if (log_problem := self._log.problem) is not None:
             reasons["admin.log"] = log_problem
         status = 503 if reasons else 200
-        return JSONResponse({"ready": not reasons, "reasons": reasons}, status)
+        degraded = await asyncio.to_thread(degraded_because, self._config)
+        if (log_degraded := self._log.degraded) is not None:
+            degraded["admin.log"] = log_degraded
+        document: dict[str, object] = {"ready": not reasons, "reasons": reasons}
+        if degraded:
+            document["degraded"] = degraded
+        return JSONResponse(document, status)
 
     async def metrics(self, _request: Request) -> Response:
         """Give the metrics of all workers, merged, and what this process counts itself."""

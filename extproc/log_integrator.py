@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.log_section import LogSection
-    from receipts.checkpoint_keys import FileCheckpointSigner
+    from receipts.rotation import RotatingSigner
     from receipts.signed_note import VerifierKey
     from receipts.store import ReceiptStore
 
@@ -47,10 +47,18 @@ class LogIntegrator:
     """Integrates the store at `store_url` into the log that `section` names, on a thread of its own.
 
     `policy` gives the policy bundle in force, which is kept in the log's folder for packs made on the command line.
+    `signer` opens what signs the heads; by default the key file in the log's folder, made where there is none.
     """
 
-    def __init__(self, section: LogSection, store_url: str, policy: Callable[[], bytes]) -> None:
+    def __init__(
+        self,
+        section: LogSection,
+        store_url: str,
+        policy: Callable[[], bytes],
+        signer: Callable[[], RotatingSigner] | None = None,
+    ) -> None:
         self._section, self._store_url, self._policy = section, store_url, policy
+        self._open_signer = signer or (lambda: open_signer(section.dir, section.origin, create=True))
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="log-integrator", daemon=True)
         self._writer: LogWriter | None = None
@@ -100,7 +108,7 @@ class LogIntegrator:
         section = self._section
         store = open_store(self._store_url)
         try:
-            signer = open_signer(section.dir, section.origin, create=True)
+            signer = self._open_signer()
             settings = LogSettings(section.max_batch_receipts, section.max_batch_age_ms, section.poll_interval_ms)
             writer = LogWriter(store, section.dir, signer, origin=section.origin, settings=settings)
             try:
@@ -112,7 +120,7 @@ class LogIntegrator:
         finally:
             store.close()
 
-    def _work(self, writer: LogWriter, store: ReceiptStore, signer: FileCheckpointSigner) -> None:
+    def _work(self, writer: LogWriter, store: ReceiptStore, signer: RotatingSigner) -> None:
         look_at_keys_s = 0.0
         published: tuple[VerifierKey, ...] = ()
         policy = b""
@@ -134,7 +142,7 @@ class LogIntegrator:
             if pause_s:
                 self._stop.wait(pause_s)
 
-    def _rotate_if_due(self, store: ReceiptStore, signer: FileCheckpointSigner) -> None:
+    def _rotate_if_due(self, store: ReceiptStore, signer: RotatingSigner) -> None:
         if not signer.rotation_due(self._section.max_key_age_days * DAY_S):
             return
         index = rotate_keys(
@@ -147,9 +155,7 @@ class LogIntegrator:
         )
         LOG.info("the log's keys were rotated: entry %d names the new ones", index)
 
-    def _publish_keys(
-        self, signer: FileCheckpointSigner, published: tuple[VerifierKey, ...]
-    ) -> tuple[VerifierKey, ...]:
+    def _publish_keys(self, signer: RotatingSigner, published: tuple[VerifierKey, ...]) -> tuple[VerifierKey, ...]:
         """Keep the log's public keys beside it, as a JWK set, and give them; `published` are there already."""
         keys = signer.verifier_keys()
         if keys != published:

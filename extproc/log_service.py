@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from extproc.custody import open_log_signer
 from extproc.log_api import LogApi
 from extproc.log_integrator import LogIntegrator
 from extproc.policy_bundle import PolicyInForce, request_algorithms
 from receipts.checkpoint_keys import KeyFileError
-from receipts.cli_places import lookup_for, open_signer
+from receipts.cli_places import lookup_for
 from receipts.log_errors import EntryUnknown, LogUnavailable
 from receipts.log_notes import LogNotes
 from receipts.log_reader import LogReader
@@ -35,7 +37,8 @@ class LogService:
     def __init__(self, config: FilterConfig, store: ReceiptStore, now_ms: Callable[[], int]) -> None:
         self._config, self._store = config, store
         self._policy = PolicyInForce(config, os.environ)
-        self._integrator = LogIntegrator(config.log, config.receipts.url, self._policy.bundle)
+        signer = functools.partial(open_log_signer, config, create=True)
+        self._integrator = LogIntegrator(config.log, config.receipts.url, self._policy.bundle, signer)
         self._lock = threading.Lock()
         self._opened: PackSource | None = None  # Owned by `_lock`.
         self.api = LogApi(self.source, lambda: now_ms() // 1000, self._catch_up)
@@ -51,8 +54,14 @@ class LogService:
 
     @property
     def problem(self) -> str | None:
-        """Why nothing is integrated at the moment; None when it is."""
-        return self._integrator.problem
+        """Why nothing is integrated at the moment; None when it is, or when only the key service is waited for."""
+        return None if self.degraded is not None else self._integrator.problem
+
+    @property
+    def degraded(self) -> str | None:
+        """Say that heads wait for the key service, while receipts go on being stored; None when they do not."""
+        waits = self._config.kms.signs_log and self._integrator.problem == LogUnavailable.code
+        return "the key service: no head is signed" if waits else None
 
     def source(self) -> PackSource:
         """Give what answers and packs are made from, with the keys and the policy of this moment.
@@ -79,7 +88,7 @@ class LogService:
 
     def _keys(self) -> tuple[VerifierKey, ...]:
         try:
-            return open_signer(self._config.log.dir, self._config.log.origin, create=False).verifier_keys()
+            return open_log_signer(self._config, create=False).verifier_keys()
         except KeyFileError as error:
             raise LogUnavailable("the key file cannot be used") from error
 

@@ -33,6 +33,16 @@ def not_ready_because(config: FilterConfig, now_ms: int) -> dict[str, str]:
     return reasons
 
 
+def degraded_because(config: FilterConfig) -> dict[str, str]:
+    """List what serves for now without something it needs, by part; `not_ready_because` judges stale reports."""
+    found: dict[str, str] = {}
+    for index in range(config.filter.workers):
+        degraded = _status(config.filter.socket_dir / f"signet-{index}.status.json").get("degraded")
+        for part, text in degraded.items() if isinstance(degraded, dict) else ():
+            found[f"worker.{index}.{part}"] = str(text)
+    return found
+
+
 def store_problem(store: ReceiptStore) -> str | None:
     """Say why the receipt store could not take a receipt now; None when it could. Blocks: call it from a thread."""
     try:
@@ -50,6 +60,14 @@ def _accepts(socket_path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _status(path: Path) -> dict[str, object]:
+    try:
+        document = json.loads(path.read_bytes()) if path.stat().st_size <= MAX_STATUS_BYTES else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def _reported(status_path: Path, now_ms: int) -> dict[str, str]:

@@ -23,5 +23,6 @@ def needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
         ),
         "keyring": (old.keyring, new.keyring),
         "sealing.path": (old.sealing.path, new.sealing.path),
+        "kms": (old.kms, new.kms),
     }
     return [name for name, (before, after) in pairs.items() if before != after]
