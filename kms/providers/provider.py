@@ -41,7 +41,8 @@ class Provider(Protocol):
     name: str
     # The evidence class of every key here; None where the provider cannot attest.
     attestation_class: str | None
-    # What it can make and use for signing, key agreement or derivation.
+    # What it can make and use for signing, key agreement or derivation. Where `wraps_itself`, the KEM halves are names
+    # of wrapping keys: they have no public half, and neither agree nor decapsulate.
     primitives: frozenset[Primitive]
     # True when it wraps and unwraps by itself under a key of its own (a cloud's key service), without KEM parts.
     wraps_itself: bool

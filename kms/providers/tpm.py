@@ -44,18 +44,23 @@ ROOT_VERSION: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class TpmRoot:
-    """The root file, version 1: "SGNTTPMR" | version u8 | store id 16 | NV index u32 | TPM2B_PUBLIC | TPM2B_PRIVATE.
+    """The root file, version 1.
 
-    The two TPM structures each stand behind a u16 length. The TPM guards its own; the rest is bound by the manifest.
+        "SGNTTPMR" | version u8 | store id 16 | two NV indices u32 | TPM2B_PUBLIC | TPM2B_PRIVATE
+
+    The counters are that of the folder's changes and that of the audit log. The two TPM structures each stand behind
+    a u16 length. The TPM guards its own; the rest is bound by the manifest.
     """
 
     store_id: bytes
     nv_index: int
+    audit_nv_index: int
     sealed: SealedRoot
 
     def encode(self) -> bytes:
         """Write the file."""
-        parts = [ROOT_MAGIC, bytes([ROOT_VERSION]), self.store_id, self.nv_index.to_bytes(4, "big")]
+        parts = [ROOT_MAGIC, bytes([ROOT_VERSION]), self.store_id]
+        parts += [index.to_bytes(4, "big") for index in (self.nv_index, self.audit_nv_index)]
         parts += [len(blob).to_bytes(2, "big") + blob for blob in (self.sealed.public, self.sealed.private)]
         return b"".join(parts)
 
@@ -64,18 +69,40 @@ def parse_tpm_root(data: bytes) -> TpmRoot:
     """Read a root file. Raises SealedFileError."""
     reader = HeaderReader(data)
     reader.magic(ROOT_MAGIC, ROOT_VERSION)
-    store_id, nv_index = reader.take(STORE_ID_BYTES), reader.number(4)
+    store_id, nv_index, audit_nv_index = reader.take(STORE_ID_BYTES), reader.number(4), reader.number(4)
     public, private = reader.take(reader.number(2)), reader.take(reader.number(2))
     if reader.offset != len(data):
         raise SealedFileError("the root file is too long", "too_long")
-    return TpmRoot(store_id, nv_index, SealedRoot(public, private))
+    return TpmRoot(store_id, nv_index, audit_nv_index, SealedRoot(public, private))
+
+
+class TpmCounter:
+    """A counter in the TPM that only rises; the audit log's, `kms.audit_anchor.RollbackCounter`."""
+
+    def __init__(self, thread: OwnerThread[TpmSession], index: int, auth: bytes) -> None:
+        self._thread = thread
+        self._index = index
+        self._auth = auth
+
+    def read(self) -> int:
+        """Give its value. Raises StoreUnavailable, Timeout."""
+        return self._thread.call(lambda tpm: tpm.read_counter(self._index, self._auth), OPERATION_TIMEOUT_S)
+
+    def increment(self) -> int:
+        """Raise it by one and give the new value. Raises StoreUnavailable, Timeout."""
+
+        def count(tpm: TpmSession) -> int:
+            tpm.increment_counter(self._index, self._auth)
+            return tpm.read_counter(self._index, self._auth)
+
+        return self._thread.call(count, OPERATION_TIMEOUT_S)
 
 
 class TpmProvider(SealedProvider):
     """The provider `tpm`. Keys are used in this process; the TPM opens their store, counts its changes and quotes."""
 
     name = "tpm"
-    attestation_class = ATTESTATION_CLASS
+    attestation_class: str | None = ATTESTATION_CLASS
 
     def __init__(
         self,
@@ -91,6 +118,10 @@ class TpmProvider(SealedProvider):
         self._thread = thread
         # Changed under `_change_lock`, as the folder is.
         self._manifest = manifest
+        with counter_auth(master, root.store_id) as auth:
+            # Sent to nobody: the TPM is shown that we know it.
+            self._counter_auth = bytes(auth.view)
+        self.audit_counter = TpmCounter(thread, root.audit_nv_index, self._counter_auth)
 
     def attest(self, handle: KeyHandle, nonce: bytes) -> Attestation:
         """Quote the boot PCRs over the nonce, the handle, the public key and the sealed root, as one JSON object.
@@ -141,13 +172,12 @@ class TpmProvider(SealedProvider):
         """Make a list durable and count it. Past the first step it is in force, even where the TPM goes meanwhile."""
         self._folder.replace(MANIFEST_NAME, _encode(manifest, self._master, self._root))
         self._manifest = manifest
-        with counter_auth(self._master, self._store_id) as auth:
-            secret = bytes(auth.view)
-        self._thread.call(lambda tpm: tpm.increment_counter(self._root.nv_index, secret), OPERATION_TIMEOUT_S)
+        index, auth = self._root.nv_index, self._counter_auth
+        self._thread.call(lambda tpm: tpm.increment_counter(index, auth), OPERATION_TIMEOUT_S)
 
     def _settle(self) -> None:
         """Bring the counter to the list in force before a change: it may be one behind, after a TPM went away."""
-        settle_counter(self._thread, self._root, self._master, self._manifest)
+        settle_counter(self._thread, self._root.nv_index, self._counter_auth, self._manifest.count)
 
 
 def quoted_data(nonce: bytes, handle: KeyHandle, public: bytes, sealed_root: bytes) -> bytes:
@@ -207,9 +237,9 @@ def _new_store(
     random_fill(master.view)
     with counter_auth(master, store_id) as auth:
         secret = bytes(auth.view)
-    index = thread.call(lambda tpm: tpm.define_counter(secret), OPEN_TIMEOUT_S)
+    index, audit_index = (thread.call(lambda tpm: tpm.define_counter(secret), OPEN_TIMEOUT_S) for _ in range(2))
     count = thread.call(lambda tpm: tpm.read_counter(index, secret), OPEN_TIMEOUT_S)
-    root = TpmRoot(store_id, index, thread.call(lambda tpm: tpm.seal_root(master), OPEN_TIMEOUT_S))
+    root = TpmRoot(store_id, index, audit_index, thread.call(lambda tpm: tpm.seal_root(master), OPEN_TIMEOUT_S))
     manifest = Manifest(store_id, count, frozenset())
     # The list first: a root is never without one.
     folder.replace(MANIFEST_NAME, _encode(manifest, master, root))
@@ -225,24 +255,23 @@ def _open_store(folder: KeyFolder, thread: OwnerThread[TpmSession], root: TpmRoo
         manifest = parse_manifest(data, key, root.encode())
     if manifest.store_id != root.store_id:
         raise SealedFileError("the list is of another store", "other_store")
-    settle_counter(thread, root, master, manifest)
+    with counter_auth(master, root.store_id) as auth:
+        settle_counter(thread, root.nv_index, bytes(auth.view), manifest.count)
     return manifest
 
 
-def settle_counter(thread: OwnerThread[TpmSession], root: TpmRoot, master: SecretBuffer, manifest: Manifest) -> None:
+def settle_counter(thread: OwnerThread[TpmSession], index: int, auth: bytes, listed: int) -> None:
     """Compare the list's count with the TPM's; a list that is one ahead is counted now.
 
     Raises StoreUnavailable: `tpm_folder_rolled_back` for an older list, `tpm_counter_rolled_back` for an older counter.
     """
-    with counter_auth(master, root.store_id) as auth:
-        secret = bytes(auth.view)
-    counted = thread.call(lambda tpm: tpm.read_counter(root.nv_index, secret), OPERATION_TIMEOUT_S)
-    if counted > manifest.count:
+    counted = thread.call(lambda tpm: tpm.read_counter(index, auth), OPERATION_TIMEOUT_S)
+    if counted > listed:
         raise StoreUnavailable("the key folder is older than the TPM's counter", reason="tpm_folder_rolled_back")
-    if counted < manifest.count - 1:
+    if counted < listed - 1:
         raise StoreUnavailable("the TPM's counter is older than the key folder", reason="tpm_counter_rolled_back")
-    if counted == manifest.count - 1:
-        thread.call(lambda tpm: tpm.increment_counter(root.nv_index, secret), OPERATION_TIMEOUT_S)
+    if counted == listed - 1:
+        thread.call(lambda tpm: tpm.increment_counter(index, auth), OPERATION_TIMEOUT_S)
 
 
 def counter_auth(master: SecretBuffer, store_id: bytes) -> SecretBuffer:

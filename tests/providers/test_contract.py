@@ -222,7 +222,8 @@ def test_many_threads_use_one_provider(provider: Provider) -> None:
 def test_no_member_gives_a_private_key_out(provider: Provider) -> None:
     public = {name for name, _ in inspect.getmembers(type(provider)) if not name.startswith("_")}
     instance = {name for name in vars(provider) if not name.startswith("_")}
-    assert public | instance == VERBS
+    # Beside the protocol's members, a TPM has a counter for the audit log.
+    assert (public | instance) - {"audit_counter"} == VERBS
     for member in sorted(public & VERBS):
         verb = getattr(type(provider), member)
         returns = str(inspect.get_annotations(verb).get("return", "")) if callable(verb) else ""

@@ -237,10 +237,27 @@ def test_two_stores_have_two_counters_in_one_tpm(tpm: SwTpm, tmp_path: Path) -> 
     for name in ("one", "two"):
         open_swtpm_provider(tpm, tmp_path / name).close()
         roots.append(parse_tpm_root((tmp_path / name / ROOT_NAME).read_bytes()))
-    assert roots[1].nv_index == roots[0].nv_index + 1
+    assert roots[1].nv_index == roots[0].audit_nv_index + 1 == roots[0].nv_index + 2
     # A counter is not read with another store's authorisation.
     shutil.copy2(tmp_path / "one" / ROOT_NAME, tmp_path / "two" / ROOT_NAME)
     assert reason_of(lambda: open_swtpm_provider(tpm, tmp_path / "two")) == "tpm_store_seal_broken"
+
+
+def test_the_audit_logs_counter_rises_and_stands_over_restarts(tpm: SwTpm, folder: Path) -> None:
+    provider = open_swtpm_provider(tpm, folder)
+    first = provider.audit_counter.read()
+    assert [provider.audit_counter.increment() for _ in range(3)] == [first + 1, first + 2, first + 3]
+    # Changes of the folder are counted elsewhere.
+    provider.generate(ED25519, kid_of(ED25519))
+    assert provider.audit_counter.read() == first + 3
+    provider.close()
+    tpm.kill()
+    tpm.start()
+    again = open_swtpm_provider(tpm, folder)
+    assert again.audit_counter.read() == first + 3
+    tpm.kill()
+    assert reason_of(again.audit_counter.read) == "token_lost"
+    again.close()
 
 
 def test_no_handle_stays_loaded_behind_a_call(tpm: SwTpm, folder: Path) -> None:
