@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs node npm npm-interop)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl unzip go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs node npm npm-interop)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
@@ -37,7 +37,7 @@ is_present() {
         postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
         nodejs) command -v node >/dev/null ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
-        gcc | make | haproxy | wrk | valgrind | curl | openssl | cmake | cargo | npm | swtpm | pkg-config) command -v "$1" >/dev/null ;;
+        gcc | make | haproxy | wrk | valgrind | curl | unzip | openssl | cmake | cargo | npm | swtpm | pkg-config) command -v "$1" >/dev/null ;;
         *) dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'install ok installed' ;;
     esac
 }
