@@ -23,6 +23,7 @@ from blake3 import blake3
 from kms.audit_event import AuditEvent
 from kms.error_envelope import as_kms_error
 from kms.errors import KmsError, NoCapability, StoreUnavailable, Timeout
+from kms.kid import parse_kid
 from kms.messages import SignBatchRequest, VerifyBatchRequest
 from kms.op_answers import OpAnswer, OpAnswers, OpKey
 from kms.operations.change import change_detail
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 AUDIT_RETRY_AFTER_S: Final = 5
 REPLAYED: Final = {"replayed": "true"}
 _ENCODER: Final = msgspec.json.Encoder()
+_KEY_MAKERS: Final = frozenset({"create_key", "derive"})
 _BATCHES: Final = (SignBatchRequest, VerifyBatchRequest)
 
 
@@ -284,7 +286,7 @@ class Dispatcher:
         change = store.unaudited_of(op_key)
         if change is None:
             return Outcome(response, kid, (), REPLAYED)
-        return Outcome(response, kid, (), change_detail(change), change.epoch)
+        return Outcome(response, kid, (), change_detail(change), change.epoch, replayed=True)
 
     async def _audit_outcome(
         self,
@@ -312,6 +314,7 @@ class Dispatcher:
         epoch = outcome.epoch
         if epoch is not None:
             self._auditing.add(epoch)
+            self._show_key(operation, outcome)
         try:
             await self._audit.append(event)
             if epoch is not None:
@@ -322,6 +325,10 @@ class Dispatcher:
         finally:
             if epoch is not None:
                 self._auditing.discard(epoch)
+
+    def _show_key(self, operation: Operation, outcome: Outcome) -> None:
+        record = self._services.store.keys.find(parse_kid(outcome.kid).name)
+        self._metrics.key_set(record, new=operation.op in _KEY_MAKERS and not outcome.replayed)
 
     async def _refuse(
         self, op: str, request: Message, subjects: tuple[Subject, ...], context: CallContext, error: KmsError

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from kms.errors import KmsError
     from kms.key_record import KeyRecord
     from kms.telemetry import Telemetry
 
-NO_ALG = "none"
+NO_ALG: Final = "none"
+# A series costs memory here and at whoever scrapes it: keys beyond the bound are counted together, or not shown.
+MAX_SERIES: Final = 1024
+_OTHER_KIND: Final = ("other", "other", "other")
 
 
 class OperationMetrics:
@@ -19,6 +22,8 @@ class OperationMetrics:
         self._telemetry = telemetry
         self._done: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._failed: dict[tuple[str, str], Any] = {}
+        self._kinds: set[tuple[str, str, str]] = set()
+        self._heads: set[str] = set()
 
     def done(self, op: str, algs: tuple[str, ...], took_s: float) -> None:
         """Count one operation that was answered, under each algorithm that it used."""
@@ -44,8 +49,14 @@ class OperationMetrics:
         self._telemetry.io_timeouts.labels(op).inc()
 
     def key_set(self, record: KeyRecord, *, new: bool) -> None:
-        """Show a key that was made or changed."""
+        """Show a key that was made or changed; past the bound on series nothing further is shown."""
         name = record.name
         if new:
-            self._telemetry.keys.labels(name.tenant, name.purpose, name.alg).inc()
-        self._telemetry.key_version_head.labels(name.hash8).set(record.newest.number)
+            kind = (name.tenant, name.purpose, name.alg)
+            if len(self._kinds) < MAX_SERIES:
+                self._kinds.add(kind)
+            self._telemetry.keys.labels(*(kind if kind in self._kinds else _OTHER_KIND)).inc()
+        if len(self._heads) < MAX_SERIES:
+            self._heads.add(name.hash8)
+        if name.hash8 in self._heads:
+            self._telemetry.key_version_head.labels(name.hash8).set(record.newest.number)

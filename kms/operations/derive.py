@@ -91,9 +91,12 @@ def child_name(root: Kid, context: str, alg: str) -> KeyName:
     return KeyName(root.name.tenant, root.name.purpose, alg, str(uuid.UUID(bytes=bytes(digest))))
 
 
-def derivation_info(name: KeyName, context: str) -> bytes:
-    """Give HKDF's info: `ron-kms::<tenant>::<purpose>::<context>` (IDB.md §3.4)."""
-    return f"ron-kms::{name.tenant}::{name.purpose}::{context}".encode()
+def derivation_info(child: KeyName, context: str) -> bytes:
+    """Give HKDF's info: `ron-kms::<tenant>::<purpose>::<ctx>` (IDB.md §3.4), ctx being `<context>#<algorithm>`.
+
+    With the algorithm in it, no half of a hybrid child is also a key by itself. The request's context has no `#`.
+    """
+    return f"ron-kms::{child.tenant}::{child.purpose}::{context}#{child.alg}".encode()
 
 
 def _names(primitives: tuple[Primitive, ...]) -> tuple[str, ...]:

@@ -72,13 +72,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What an operation did. `algs`: the wire names that metrics count; `epoch`: the store's, after a change."""
+    """What an operation did. `algs`: the wire names that metrics count; `epoch`: the store's, after a change.
+
+    `replayed`: the change was made for an earlier request, whose event is only now written.
+    """
 
     response: Message
     kid: str
     algs: tuple[str, ...]
     detail: Mapping[str, str] = field(default_factory=dict)
     epoch: int | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,14 +135,14 @@ async def running_core(
     provider: Provider | None = None,
     others: tuple[Provider, ...] = (),
     directory: Path | None = None,
-    audit: ListedAudit | None = None,
+    log: ListedAudit | None = None,
     hand: HandClock | None = None,
     started: bool = False,
     **sections: dict[str, Any],
 ) -> AsyncIterator[Bench]:
     """A core without its keeper, unless `started`: tests beat by themselves."""
     hand = hand or HandClock()
-    audit = audit or ListedAudit()
+    audit = log or ListedAudit()
     authority = provider or InMemoryProvider()
     telemetry = Telemetry()
     store = KeyStore(directory, hand.clock)
