@@ -259,7 +259,9 @@ class Dispatcher:
     ) -> Outcome:
         """Answer a request that has an op_id: as it was answered before, or anew. Raises Conflict."""
         services = self._services
-        encoded = operation.op.encode() + b"\0" + _ENCODER.encode(request)
+        # The op_id as one UUID has it: its digits' case is no difference between requests.
+        alike = msgspec.structs.replace(request, op_id=op_key.op_id)
+        encoded = operation.op.encode() + b"\0" + _ENCODER.encode(alike)
         if operation.durable:
             digest = blake3(encoded).digest()
             outcome = self._stored_change(operation, op_key, digest)
