@@ -112,6 +112,24 @@ class Stream:
             request_serializer=ProcessingRequest.SerializeToString,
             response_deserializer=ProcessingResponse.FromString,
         )(timeout=20)
+        self._arrived: asyncio.Queue[ProcessingResponse | grpc.aio.AioRpcError | None] = asyncio.Queue()
+        # Read as it comes: once a write has failed, what came before it cannot be read any more.
+        self._reading = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while (found := await self.call.read()) is not grpc.aio.EOF:
+                self._arrived.put_nowait(found)
+                if found.HasField("immediate_response"):
+                    # Envoy listens no more.
+                    self._arrived.put_nowait(None)
+                    return
+            code = await self.call.code()
+        except grpc.aio.AioRpcError as error:
+            self._arrived.put_nowait(error)
+            return
+        failed = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata())
+        self._arrived.put_nowait(None if code is grpc.StatusCode.OK else failed)
 
     async def headers(
         self,
@@ -151,13 +169,9 @@ class Stream:
 
     async def answer(self) -> ProcessingResponse | None:
         """Give the next answer, None at a clean end; raises `grpc.aio.AioRpcError` at any other."""
-        found = await self.call.read()
-        if found is grpc.aio.EOF:
-            code = await self.call.code()
-            if code is not grpc.StatusCode.OK:
-                raise grpc.aio.AioRpcError(code, self.call.initial_metadata(), self.call.trailing_metadata())
-            return None
-        assert isinstance(found, ProcessingResponse)
+        found = await self._arrived.get()
+        if isinstance(found, grpc.aio.AioRpcError):
+            raise found
         return found
 
     async def answers(self) -> list[ProcessingResponse]:
