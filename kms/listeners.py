@@ -109,7 +109,10 @@ def adopt(described: str) -> Listeners:
         role, _, number = part.partition("=")
         if role not in ("http", "metrics", "unix") or not number.isdigit():
             raise ConfigError("--listeners: is not understood")
-        found[role] = socket.socket(fileno=int(number))
+        try:
+            found[role] = socket.socket(fileno=int(number))
+        except OSError as error:
+            raise ConfigError(f"--listeners: {role} is no socket") from error
     if "http" not in found or "metrics" not in found:
         raise ConfigError("--listeners: lacks a socket")
     return Listeners(found["http"], found["metrics"], found.get("unix"))

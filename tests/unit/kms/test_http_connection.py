@@ -1,0 +1,375 @@
+"""Connections are bounded in number, in header bytes and in how long a peer may take (CONFIG.md §3)."""
+
+import asyncio
+import json
+import os
+import socket
+import ssl
+
+import msgspec
+import pytest
+
+from kms.clock import SYSTEM_CLOCK
+from kms.config_sections import KmsConfig, TlsSection, UnixSection
+from kms.config_values import ConfigError, DurationMs
+from kms.http_connection import ConnectionRules, peer_uid
+from kms.http_server import HttpServer
+from kms.listeners import Listeners, adopt, bind_all, bind_unix, rebind
+from kms.messages import Signature, SignResponse
+from kms.tls import TlsFiles
+from tests.support.kms_certificates import make_certificate, pem
+from tests.support.kms_edge import DIGEST, KID, EdgeParts
+
+SIGNED = SignResponse(sigs=[Signature(alg="ed25519", signature_b64="AA==")], kid=KID)
+BODY = json.dumps({"kid_or_set": {"kid": KID}, "payload_b3": DIGEST}).encode()
+FAST = {"read_timeout_ms": DurationMs(300), "write_timeout_ms": DurationMs(300)}
+
+
+def request_bytes(body=BODY, extra=b""):
+    return (
+        b"POST /v1/kms/sign HTTP/1.1\r\nhost: kms\r\nauthorization: Bearer good\r\ncontent-type: application/json\r\n"
+        + extra
+        + b"content-length: %d\r\n\r\n" % len(body)
+        + body
+    )
+
+
+class Stage:
+    """A server on a socket of its own."""
+
+    def __init__(self, parts, listener, server):
+        self.parts, self.listener, self.server = parts, listener, server
+
+    async def connect(self, **rest):
+        if self.listener.family == socket.AF_UNIX:
+            return await asyncio.open_unix_connection(self.listener.getsockname())
+        return await asyncio.open_connection(*self.listener.getsockname()[:2], **rest)
+
+
+@pytest.fixture
+async def stage(tmp_path):
+    stages = []
+
+    async def start(*, neighbours=None, tls=None, app=None, **settings):
+        unix = neighbours is not None
+        parts = EdgeParts(SIGNED, msgspec.structs.replace(KmsConfig(), **settings, unix=neighbours or UnixSection()))
+        listener = bind_unix(tmp_path / "kms.sock") if unix else socket.create_server(("127.0.0.1", 0))
+        rules = ConnectionRules(lambda: parts.config, parts.telemetry, SYSTEM_CLOCK.wall_ms, unix)
+        server = HttpServer(app or parts.api, listener.dup(), rules, tls)
+        await server.start()
+        stages.append(Stage(parts, listener, server))
+        return stages[-1]
+
+    yield start
+    for each in stages:
+        await each.server.stop(1.0)
+        each.listener.close()
+
+
+async def read_answer(reader):
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    return head, await reader.readexactly(length)
+
+
+async def test_one_connection_carries_many_requests(stage):
+    reader, writer = await (await stage()).connect()
+    for _ in range(3):
+        writer.write(request_bytes())
+        head, body = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 200 ")
+        assert json.loads(body)["kid"] == KID
+    writer.write(request_bytes() + request_bytes())
+    assert [(await read_answer(reader))[0][9:12] for _ in range(2)] == [b"200", b"200"]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"POST /v1", b"POST /v1/kms/sign HTTP/1.1\r\nx: ", request_bytes()[:-60]],
+    ids=["silent", "line", "header", "body"],
+)
+async def test_slow_loris_a_peer_that_does_not_finish_its_request_is_cut_off(stage, start):
+    here = await stage(**FAST)
+    reader, writer = await here.connect()
+    writer.write(start)
+
+    async def trickle():
+        while not reader.at_eof():
+            await asyncio.sleep(0.05)
+            if start and not writer.is_closing():
+                writer.write(b"a")
+
+    drip = asyncio.create_task(trickle())
+    began_s = asyncio.get_running_loop().time()
+    async with asyncio.timeout(3):
+        with pytest.raises((ConnectionResetError, asyncio.IncompleteReadError)):
+            await reader.readuntil(b"never")
+    assert asyncio.get_running_loop().time() - began_s < 2
+    drip.cancel()
+    assert here.parts.counted("io_timeouts_total", op="read") == 1.0
+    assert here.parts.dispatcher.asked == []
+    writer.close()
+
+
+async def test_a_peer_that_reads_nothing_is_cut_off(stage):
+    async def flood(_scope, _receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": True})
+
+    here = await stage(app=flood, **FAST)
+    _, writer = await here.connect(limit=1024)
+    writer.write(b"GET / HTTP/1.1\r\nhost: kms\r\n\r\n")
+    async with asyncio.timeout(5):
+        while here.parts.counted("io_timeouts_total", op="write") == 0.0:
+            await asyncio.sleep(0.02)
+    writer.transport.abort()
+
+
+async def test_a_connection_that_is_idle_after_an_answer_is_closed(stage):
+    here = await stage(idle_timeout_ms=DurationMs(1000), **FAST)
+    reader, writer = await here.connect()
+    writer.write(request_bytes())
+    await read_answer(reader)
+    async with asyncio.timeout(4):
+        assert await reader.read() == b""
+    assert here.parts.counted("io_timeouts_total", op="read") == 0.0
+    writer.close()
+
+
+async def test_connections_beyond_max_conns_get_429_and_the_envelope(stage):
+    here = await stage(max_conns=2)
+    kept = [await here.connect() for _ in range(2)]
+    for reader, writer in kept:
+        writer.write(request_bytes())
+        assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    reader, writer = await here.connect()
+    head, body = await read_answer(reader)
+    assert head.startswith(b"HTTP/1.1 429 ")
+    assert b"retry-after: 1" in head
+    assert json.loads(body)["error"]["code"] == "Backpressure"
+    assert await reader.read() == b""
+    assert here.parts.counted("rejected_total", reason="max_conns") == 1.0
+    for _, each in [*kept, (reader, writer)]:
+        each.close()
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        (b"POST /v1/kms/sign HTTP/1.1\r\nx: " + b"a" * 20_000, "header_too_large"),
+        (b"POST /" + b"a" * 20_000, "header_too_large"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", "bad_request"),
+        (b"POST /v1/kms/sign HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n", "bad_request"),
+        (b"POST / HTTP/1.1\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n", "bad_request"),
+    ],
+)
+async def test_what_is_not_http_gets_400_and_the_envelope(stage, raw, reason):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(raw)
+    head, body = await read_answer(reader)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "BadRequest"
+    assert here.parts.counted("rejected_total", reason=reason) == 1.0
+    assert here.parts.dispatcher.asked == []
+    writer.close()
+
+
+async def test_an_upgrade_is_not_offered(stage):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(request_bytes(extra=b"upgrade: websocket\r\nconnection: upgrade\r\n"))
+    assert (await read_answer(reader))[0][9:12] in (b"200", b"400")
+    writer.close()
+
+
+async def test_a_refusal_before_the_body_ends_the_connection(stage):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(request_bytes().replace(b"good", b"evil"))
+    head, _ = await read_answer(reader)
+    assert head.startswith(b"HTTP/1.1 401 ")
+    assert await reader.read() == b""
+    writer.close()
+
+
+@pytest.mark.parametrize("listed", [True, False])
+async def test_a_neighbour_is_named_by_its_uid_or_cut_off(stage, listed):
+    here = await stage(neighbours=UnixSection(allowed_uids=(os.getuid() + (0 if listed else 1),)))
+    reader, writer = await here.connect()
+    if not listed:
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            writer.write(request_bytes())
+            await read_answer(reader)
+        assert here.parts.counted("rejected_total", reason="peer_uid") == 1.0
+        assert here.parts.dispatcher.asked == []
+        return
+    writer.write(request_bytes())
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    context = here.parts.dispatcher.asked[0][2]
+    assert (context.peer, context.transport) == (f"uid:{os.getuid()}", "unix")
+    writer.close()
+
+
+def test_a_peers_uid_is_the_kernels_word():
+    one, other = socket.socketpair()
+    with one, other:
+        assert peer_uid(one) == os.getuid()
+
+
+# TLS
+
+
+@pytest.fixture
+def pki(tmp_path):
+    return Pki(tmp_path)
+
+
+class Pki:
+    """A CA, and certificates of it that tests replace."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.ca_key, self.ca = make_certificate("ca", None)
+        (folder / "ca.pem").write_bytes(pem(self.ca))
+        self.issue("server")
+
+    def issue(self, name):
+        key, certificate = make_certificate(name, (self.ca_key, self.ca))
+        (self.folder / f"{name}.pem").write_bytes(pem(certificate))
+        (self.folder / f"{name}.key").write_bytes(pem(key))
+        (self.folder / f"{name}.key").chmod(0o600)
+        return certificate.serial_number
+
+    def section(self, **rest):
+        return TlsSection(
+            enabled=True, cert_path=self.folder / "server.pem", key_path=self.folder / "server.key", **rest
+        )
+
+    def client(self, version=None, name=None):
+        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
+        if version is not None:
+            context.maximum_version = version
+        if name is not None:
+            context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        return {"ssl": context, "server_hostname": "localhost"}
+
+
+async def test_tls_is_1_3_and_nothing_below(stage, pki):
+    here = await stage(tls=TlsFiles(pki.section()).context)
+    reader, writer = await here.connect(**pki.client())
+    assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+    writer.write(request_bytes())
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    assert here.parts.dispatcher.asked[0][2].transport == "https"
+    writer.close()
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        await here.connect(**pki.client(ssl.TLSVersion.TLSv1_2))
+
+
+async def test_with_a_clients_ca_a_certificate_of_it_is_demanded(stage, pki):
+    pki.issue("client")
+    here = await stage(tls=TlsFiles(pki.section(client_ca_path=pki.folder / "ca.pem")).context)
+    reader, writer = await here.connect(**pki.client(name="client"))
+    writer.write(request_bytes())
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    reader, writer = await here.connect(**pki.client())
+    with pytest.raises((ssl.SSLError, ConnectionError, asyncio.IncompleteReadError)):
+        writer.write(request_bytes())
+        await read_answer(reader)
+    writer.transport.abort()
+    assert len(here.parts.dispatcher.asked) == 1
+
+
+async def test_a_replaced_certificate_is_taken_up_and_a_broken_pair_is_not(stage, pki):
+    files = TlsFiles(pki.section())
+    here = await stage(tls=files.context)
+
+    async def serial():
+        _, writer = await here.connect(**pki.client())
+        found = writer.get_extra_info("ssl_object").getpeercert()["serialNumber"]
+        writer.close()
+        return int(found, 16)
+
+    first = await serial()
+    assert files.refresh() is False
+    second = pki.issue("server")
+    assert await serial() == first
+    assert files.refresh() is True
+    assert await serial() == second
+    good = (pki.folder / "server.key").read_bytes()
+    (pki.folder / "server.key").write_bytes(b"broken")
+    with pytest.raises(ConfigError, match="cannot be used together"):
+        files.refresh()
+    assert await serial() == second
+    (pki.folder / "server.key").write_bytes(good)
+    assert files.refresh() is True
+
+
+def test_files_that_do_not_fit_are_refused(pki):
+    pki.issue("client")
+    section = msgspec.structs.replace(pki.section(), key_path=pki.folder / "client.key")
+    with pytest.raises(ConfigError, match="cannot be used together"):
+        TlsFiles(section)
+
+
+# Listening sockets
+
+
+def memory_config(**rest):
+    from kms.config_values import SocketAddress
+
+    anywhere = SocketAddress("127.0.0.1:0")
+    return msgspec.structs.replace(KmsConfig(), bind_addr=anywhere, metrics_addr=anywhere, **rest)
+
+
+def test_sockets_are_handed_down_by_role(tmp_path):
+    config = memory_config(unix=UnixSection(path=tmp_path / "kms.sock", allowed_uids=(0,)))
+    listeners = bind_all(config)
+    described = ",".join(f"{role}={each.dup().detach()}" for role, each in listeners.roles())
+    taken = adopt(described)
+    assert taken.addresses() == listeners.addresses()
+    assert (tmp_path / "kms.sock").stat().st_mode & 0o777 == 0o600
+    assert listeners.describe().startswith(f"http={listeners.http.fileno()},metrics=")
+    assert len(listeners.descriptors()) == 3
+    taken.close()
+    listeners.close()
+
+
+@pytest.mark.parametrize("described", ["", "http=1", "http=x,metrics=2", "ftp=3", "metrics=1"])
+def test_descriptors_that_are_not_ours_are_refused(described):
+    with pytest.raises(ConfigError, match="--listeners"):
+        adopt(described)
+
+
+def test_a_leftover_socket_is_replaced_and_anything_else_is_not(tmp_path):
+    path = tmp_path / "kms.sock"
+    bind_unix(path).close()
+    with bind_unix(path), pytest.raises(ConfigError, match="another process serves there"):
+        bind_unix(path)
+    path.unlink()
+    path.write_text("precious")
+    with pytest.raises(ConfigError, match="exists and is no socket"):
+        bind_unix(path)
+    assert path.read_text() == "precious"
+
+
+def test_only_sockets_whose_address_changed_are_bound_anew(tmp_path):
+    was = memory_config()
+    former = bind_all(was)
+    fresh = msgspec.structs.replace(was, unix=UnixSection(path=tmp_path / "kms.sock", allowed_uids=(0,)))
+    moved = rebind(former, was, fresh)
+    assert (moved.http, moved.metrics) == (former.http, former.metrics)
+    assert moved.unix is not None
+    back = rebind(moved, fresh, was)
+    assert back.unix is None
+    assert moved.unix.fileno() == -1
+    assert not (tmp_path / "kms.sock").exists()
+    taken = type(was.bind_addr)(f"127.0.0.1:{back.http.getsockname()[1]}")
+    with pytest.raises(ConfigError, match="metrics_addr"):
+        rebind(back, was, msgspec.structs.replace(was, metrics_addr=taken))
+    assert back.metrics.fileno() != -1
+    Listeners(back.http, back.metrics, None).close()
