@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from extproc.config import FilterConfig, load_config
+from extproc.evidence_log import VERIFIER_KEYS_NAME
 from extproc.log_integrator import LogIntegrator
 from extproc.log_section import LogSection
 from extproc.log_service import LogService
@@ -20,10 +23,14 @@ from extproc.policy_bundle import request_algorithms
 from extproc.policy_engine import read_policy_bundle
 from extproc.rules import rules_of
 from extproc.supervisor import ACCEPTED_FILE
+from receipts.checkpoint_jwks import verifier_keys_of
 from receipts.cli_places import KEYS_NAME, POLICY_NAME, open_signer
 from receipts.log import LogWriter
 from receipts.log_errors import EntryUnknown, LogUnavailable
+from receipts.log_notes import LogNotes
 from receipts.log_reader import LogReader
+from receipts.receipt_id import WriterId
+from receipts.rotation import rotate_keys
 from receipts.store_sqlite import SqliteReceiptStore
 from tests.support.pack_parts import WRITERS, decision
 
@@ -203,3 +210,32 @@ def test_the_policy_is_that_of_the_configuration_that_the_supervisor_accepted_la
         accepted.unlink()
         assert routes_of(service.source().policy) == ["c"]
     store.close()
+
+
+def test_the_public_keys_are_kept_beside_the_log_and_follow_a_rotation(made: Integration) -> None:
+    made.add(3)
+    integrator = made.integrator()
+    assert integrator.catch_up(3, WAIT_S)
+    path = made.folder / "log" / VERIFIER_KEYS_NAME
+
+    def published() -> set[str]:
+        return {key.text for key in verifier_keys_of(json.loads(path.read_bytes()), ORIGIN)}
+
+    signer = open_signer(made.folder / "log", ORIGIN, create=False)
+    first = {key.text for key in signer.verifier_keys()}
+    assert published() == first
+    assert b'"d"' not in path.read_bytes()
+    rotate_keys(
+        made.store,
+        LogNotes(made.folder / "log"),
+        signer,
+        writer=WriterId(str(uuid.uuid4())),
+        now_ms=time.time_ns() // 1_000_000,
+        random_bytes=os.urandom,
+    )
+    assert integrator.catch_up(4, WAIT_S)
+    deadline = time.monotonic() + WAIT_S
+    while published() == first:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert published() > first
