@@ -67,7 +67,9 @@ class StackSettings:
 
     `toml`: overrides of the filter's TOML by section. `environ`: added for the filter's processes.
     `filter_command` and `admin_command`: argv with `{python}`, `{config}` and `{var}` filled in; an empty admin
-    command starts none. `upstream`: how Envoy speaks to the app, `http1` or `http2`.
+    command starts none; `app_command` has `{port}`, `{log}` and `{repository}` too. `upstream`: how Envoy speaks to the
+    app, `http1` or `http2`. `app_dial_port` and `redis_dial_port`: where Envoy finds the app and the filter Redis, when
+    something stands between.
     """
 
     var: Path
@@ -79,6 +81,16 @@ class StackSettings:
     envoy_log_level: str = "warning"
     filter_command: tuple[str, ...] = ("{python}", "-m", "extproc", "serve", "--config", "{config}")
     admin_command: tuple[str, ...] = ("{python}", "-m", "extproc", "admin", "--config", "{config}")
+    app_command: tuple[str, ...] = (
+        "{python}",
+        "{repository}/tools/example_app.py",
+        "--port",
+        "{port}",
+        "--log",
+        "{log}",
+    )
+    app_dial_port: int | None = None
+    redis_dial_port: int | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     toml: Mapping[str, Mapping[str, str | int | bool]] = field(default_factory=dict)
     routes: tuple[Route, ...] = DEMO_ROUTES
@@ -104,7 +116,7 @@ class StackSettings:
         data: dict[str, Any] = json.loads(text)
         data["var"] = Path(data["var"])
         data["ports"] = Ports(**data["ports"])
-        for name in ("filter_command", "admin_command", "routes"):
+        for name in ("filter_command", "admin_command", "app_command", "routes"):
             data[name] = tuple(data[name])
         return cls(**data)
 
@@ -216,7 +228,7 @@ def filter_toml(settings: StackSettings) -> str:
     if settings.nonce_store == "sqlite":
         sections["nonce_store"]["path"] = "nonces.sqlite3"
     if settings.nonce_store == "redis":
-        sections["nonce_store"]["url"] = f"redis://127.0.0.1:{settings.ports.redis}/0"
+        sections["nonce_store"]["url"] = f"redis://127.0.0.1:{settings.redis_dial_port or settings.ports.redis}/0"
     for section, values in settings.toml.items():
         sections.setdefault(section, {}).update(values)
     lines = ["# Written by tools/stack.py at each start: change tools/stack_config.py, or run the filter yourself."]

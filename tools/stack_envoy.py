@@ -50,7 +50,7 @@ def envoy_config(settings: StackSettings) -> Document:
     for worker, endpoint in enumerate(endpoints(clusters["signet_filter"])):
         endpoint["endpoint"]["address"]["pipe"]["path"] = str(files.socket(worker))
     app = endpoints(clusters["app"])[0]["endpoint"]["address"]["socket_address"]
-    app.update(address=LOOPBACK, port_value=settings.ports.app)
+    app.update(address=LOOPBACK, port_value=settings.app_dial_port or settings.ports.app)
     if settings.upstream == "http2":
         (options,) = clusters["app"]["typed_extension_protocol_options"].values()
         options["explicit_http_config"] = {"http2_protocol_options": {}}

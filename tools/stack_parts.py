@@ -78,8 +78,9 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
     def part(name: str, argv: tuple[str, ...], extra: Callable[[], Mapping[str, str]] = dict) -> Part:
         return Part(name, argv, files.logs / f"{name}.log", lambda: {**environ, **extra()}, files.var)
 
-    app = (sys.executable, str(REPOSITORY / "tools" / "example_app.py"), "--port", str(ports.app))
-    parts = [PlannedPart(part("app", (*app, "--log", str(files.app_log))), lambda: _listens(ports.app))]
+    app_words = {**words, "port": str(ports.app), "log": str(files.app_log), "repository": str(REPOSITORY)}
+    app = tuple(word.format(**app_words) for word in settings.app_command)
+    parts = [PlannedPart(part("app", app), lambda: _listens(ports.app))]
     if settings.nonce_store == "redis":
         parts.append(PlannedPart(part("redis", _redis(settings)), lambda: _listens(ports.redis)))
     filter_argv = tuple(word.format(**words) for word in settings.filter_command)
