@@ -65,10 +65,10 @@ class KmsSealingKeys:
         self._stop, self._wake, self._first = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="sealing-keys", daemon=True)
 
-    def start(self) -> None:
-        """Start asking, and wait a while for the first key."""
+    def start(self, wait_s: float = START_WAIT_S) -> None:
+        """Start asking, and wait at most `wait_s` for the first key."""
         self._thread.start()
-        self._first.wait(START_WAIT_S)
+        self._first.wait(wait_s)
 
     def close(self) -> None:
         """Stop asking; the keys stay until the process ends."""
