@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -10,6 +11,7 @@ from kms.admission import Admission
 from kms.attestations import Attestations
 from kms.custody import Custody
 from kms.dispatcher import Dispatcher, Settings
+from kms.errors import KmsError
 from kms.keeper import Keeper
 from kms.key_locks import KeyLocks
 from kms.key_record import KeyState
@@ -67,11 +69,12 @@ class Core:
     async def start(self) -> None:
         """Audit what a crash left unaudited, erase what it left unerased, then keep watch.
 
-        Raises StoreUnavailable when the audit log does not take what is owed to it.
+        With an audit log that takes nothing the keeper tries again, and verification is served meanwhile.
         """
         for record in self.services.store.keys:
             self.metrics.key_set(record, new=True)
-        await self.dispatcher.settle(at_start=True)
+        with contextlib.suppress(KmsError):
+            await self.dispatcher.settle(at_start=True)
         for record in self.services.store.keys:
             if record.state is KeyState.DESTROYED:
                 await erase(self.services, record)

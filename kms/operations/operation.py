@@ -105,19 +105,24 @@ class Services:
             return await self.on_thread(tenant, provider, work)
         try:
             return work()
-        except (StoreUnavailable, Timeout):
-            self.custody.note(provider.name, answered=False)
+        except (StoreUnavailable, Timeout) as error:
+            self._note_failure(provider, error)
             raise
 
     async def on_thread(self, tenant: str, provider: Provider, work: Callable[[], T]) -> T:
         """Let a provider work on a thread; remember whether it was there."""
         try:
             result = await self.pool.run(tenant, work)
-        except (StoreUnavailable, Timeout):
-            self.custody.note(provider.name, answered=False)
+        except (StoreUnavailable, Timeout) as error:
+            self._note_failure(provider, error)
             raise
         self.custody.note(provider.name, answered=True)
         return result
+
+    def _note_failure(self, provider: Provider, error: KmsError) -> None:
+        # A provider that is full answers: no tenant's flood makes it seem away to the others.
+        if error.reason != "key_limit":
+            self.custody.note(provider.name, answered=False)
 
     def find(self, subject: Subject) -> KeyRecord:
         """Give the record of a subject that names a key. Raises NotFound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from kms.errors import StoreUnavailable
+from kms.errors import BadRequest, StoreUnavailable
 from kms.kid import Kid
 from kms.primitive import Primitive
 from kms.providers.inmem import InMemoryProvider
@@ -25,6 +25,7 @@ class StagedProvider(InMemoryProvider):
         self.hold: threading.Event | None = None
         self.began = threading.Event()
         self.fails_at: Primitive | None = None
+        self.fails_with_key_limit = False
         self.calls: list[str] = []
 
     def sign(self, handle: KeyHandle, primitive: Primitive, message: bytes) -> bytes:
@@ -37,6 +38,8 @@ class StagedProvider(InMemoryProvider):
 
     def generate(self, primitive: Primitive, kid: Kid) -> ProviderKey:
         self._work("generate")
+        if self.fails_with_key_limit:
+            raise StoreUnavailable("the provider holds as many keys as it may", reason="key_limit")
         if primitive is self.fails_at:
             raise StoreUnavailable("the token went away")
         return super().generate(primitive, kid)
@@ -80,8 +83,6 @@ class WrappingProvider(StagedProvider):
 
     def unwrap(self, handle: KeyHandle, wrapped: bytes, aad: bytes) -> bytes:  # type: ignore[override]
         self._work("unwrap")
-        from kms.errors import BadRequest
-
         if wrapped[2 : 2 + int.from_bytes(wrapped[:2], "big")] != aad:
             raise BadRequest("not ours", reason="unwrap_failed")
         return wrapped[2 + len(aad) :][::-1]

@@ -1,0 +1,96 @@
+"""Evidence: fresh, bounded, and a gate that does not hang (I-12)."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from kms import attestations
+from kms.attestations import FRESH_S, RETRY_S, Attestations, AttestRequirement
+from kms.errors import AttestationMissing, StoreUnavailable
+from kms.providers.provider import Attestation, KeyHandle
+from kms.telemetry import Telemetry
+from kms.work_pool import WorkPool
+from tests.support.kms_core import HandClock
+from tests.support.kms_providers import StagedProvider
+
+
+class Stage:
+    def __init__(self, requirement: AttestRequirement = "if-available", deadline_s: float = 3.0) -> None:
+        self.hand, self.telemetry, self.pool = HandClock(), Telemetry(), WorkPool(1)
+        self.provider = StagedProvider(class_="tpm")
+        self.attestations = Attestations(
+            requirement, self.pool, self.telemetry, self.hand.clock, os.urandom, deadline_s=deadline_s
+        )
+
+    async def gate(self, handle: str = "h") -> Attestation | None:
+        return await self.attestations.gate("core", self.provider, KeyHandle(handle))
+
+    @property
+    def asked(self) -> int:
+        return self.provider.calls.count("attest")
+
+    def count(self, result: str) -> float:
+        labels = {"backend": "staged", "result": result}
+        return self.telemetry.registry.get_sample_value("kms_attest_total", labels) or 0.0
+
+
+async def test_evidence_stands_for_a_session_and_is_then_taken_anew() -> None:
+    stage = Stage()
+    for _ in range(3):
+        assert await stage.gate() == Attestation("tpm", b"evidence")
+    assert stage.asked == 1
+    await stage.gate("another key")
+    assert stage.asked == 2
+    stage.hand.now_s += FRESH_S + 1
+    await stage.gate()
+    assert stage.asked == 3
+    assert stage.count("ok") == 3
+
+
+async def test_a_failure_is_not_asked_for_again_at_once_and_required_stays_required() -> None:
+    stage = Stage("required")
+
+    def away() -> Attestation:
+        raise StoreUnavailable("away")
+
+    stage.provider.evidence = away
+    for _ in range(3):
+        with pytest.raises(AttestationMissing):
+            await stage.gate()
+    assert (stage.asked, stage.count("err")) == (1, 1)
+    stage.provider.evidence = lambda: Attestation("tpm", b"again")
+    stage.hand.now_s += RETRY_S + 1
+    assert await stage.gate() == Attestation("tpm", b"again")
+
+
+async def test_a_provider_that_hangs_ends_at_the_deadline() -> None:
+    stage = Stage("required", deadline_s=0.02)
+    release = threading.Event()
+
+    def hang() -> None:
+        release.wait(5)
+
+    stage.provider.evidence = hang
+    with pytest.raises(AttestationMissing):
+        await stage.gate()
+    assert stage.telemetry.registry.get_sample_value("io_timeouts_total", {"op": "attest"}) == 1
+    release.set()
+    stage.pool.close()
+
+
+async def test_evidence_is_kept_for_a_bounded_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attestations, "MAX_ENTRIES", 2)
+    stage = Stage()
+    for handle in ("a", "b", "c", "a"):
+        await stage.gate(handle)
+    assert stage.asked == 4
+    assert len(stage.attestations._entries) == 2
+
+
+async def test_never_means_that_nobody_is_asked() -> None:
+    stage = Stage("never")
+    assert await stage.gate() is None
+    assert stage.asked == 0
