@@ -33,7 +33,7 @@ parts: ## install the real programs that the whole test suite uses
 	@tools/parts.sh
 
 .PHONY: demo
-demo: $(STAMP) $(TLS_MODULE) ## the whole loop on a real Envoy, told in thirty lines
+demo: $(STAMP) $(TLS_MODULE) ## the whole loop on a real Envoy, told in some forty lines
 	@$(BIN)/python tools/demo.py
 
 .PHONY: up down

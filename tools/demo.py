@@ -1,4 +1,4 @@
-"""`make demo`: the whole loop on a real Envoy, told in about thirty lines; exits 1 if anything is not as told.
+"""`make demo`: the whole loop on a real Envoy, told in some forty lines; exits 1 if anything is not as told.
 
 Starts the local stack on free ports in a folder of its own, and stops it at the end.
 """
@@ -29,8 +29,9 @@ from pch.client.sync_connection import SyncConnection
 from pch.client.tls_session import TlsContext
 from receipts.receipt import leaf_hash, parse_receipt
 from receipts.verify import Invalid, Unusable, verify_file
+from tools.demo_proofs import PROOF_ROUTES, tell_proofs
 from tools.stack import Stack
-from tools.stack_config import Ports, StackError, StackSettings
+from tools.stack_config import DEMO_ROUTES, Ports, StackError, StackSettings
 
 if TYPE_CHECKING:
     from pch.algorithms import Signer
@@ -88,7 +89,10 @@ class Demo:
 
     def receipt(self, answer: Answer) -> dict[str, Any]:
         """Fetch the receipt that an answer names, and check its bytes."""
-        receipt_id = (answer.headers.get("pch-receipt") or '""').strip('"')
+        return self.receipt_of((answer.headers.get("pch-receipt") or '""').strip('"'))
+
+    def receipt_of(self, receipt_id: str | None) -> dict[str, Any]:
+        """Fetch a receipt by its id, and check its bytes."""
         url = f"{self.state['admin']}/receipts/{receipt_id}"
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
             raw: bytes = response.read(MAX_BODY_BYTES)
@@ -112,6 +116,7 @@ class Demo:
         self.show_receipt(passed)
         self.attack(here, there, wire, parse_pch_challenge(passed.headers.all("pch-challenge"))[0])
         self.take_stock()
+        tell_proofs(self)
         self.audit()
         here.close()
         there.close()
@@ -183,8 +188,8 @@ class Demo:
         self.check(f"receipts: {told}", len(decided) == DECISIONS)
 
     def audit(self) -> None:
-        """Chapter 6: the day as one file, verified offline; a tampered copy is refused."""
-        print("6. The day's receipts, as one file that an auditor verifies offline.")
+        """Chapter 7: the day as one file, verified offline; a tampered copy is refused."""
+        print("7. The day's receipts, as one file that an auditor verifies offline.")
         day = dt.datetime.now(dt.UTC).date().isoformat()
         ask = urllib.request.Request(
             f"{self.state['admin']}/compliance/pack",
@@ -211,7 +216,7 @@ def main() -> int:
     """Run the demonstration. Returns 0 when everything was as told."""
     with tempfile.TemporaryDirectory(prefix="signet-demo-") as folder:
         try:
-            with Stack(StackSettings(var=Path(folder), ports=Ports.free())) as stack:
+            with Stack(StackSettings(Path(folder), Ports.free(), routes=(*PROOF_ROUTES, *DEMO_ROUTES))) as stack:
                 demo = Demo(stack)
                 demo.tell()
         except StackError as error:
