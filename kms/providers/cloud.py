@@ -45,6 +45,8 @@ KEY_STATE_TTL_S: Final = 1.0
 
 # The halves of a KEM key: what names a wrapping key of a kid here, without a public half.
 WRAPPING_PRIMITIVES: Final = frozenset({Primitive.X25519, Primitive.ML_KEM_768})
+_USAGE: Final = "ENCRYPT_DECRYPT"
+_SPEC: Final = "SYMMETRIC_DEFAULT"
 _ALTERED: Final = frozenset({"InvalidCiphertextException", "IncorrectKeyException"})
 _DISABLED: Final = frozenset({"DisabledException", "KMSInvalidStateException", "NotFoundException"})
 _BUSY: Final = frozenset({"ThrottlingException", "LimitExceededException", "KeyUnavailableException"})
@@ -94,7 +96,7 @@ class CloudProvider:
             raise BadRequest("what is unwrapped has a wrong length", reason="unwrap_failed")
         context = _context(handle, aad)
         self._require_enabled()
-        with _cloud_errors():
+        with _cloud_errors(_unwrap_error):
             answer = self._client.decrypt(KeyId=self._key_id, CiphertextBlob=wrapped, EncryptionContext=context)
             return bytes(answer["Plaintext"])
 
@@ -132,7 +134,8 @@ class CloudProvider:
         # The service refuses a disabled key itself; it is checked here too, since not every service of this API does.
         if key.get("KeyState") != "Enabled" or not key.get("Enabled", False):
             raise self._disabled()
-        if key.get("KeyUsage") != "ENCRYPT_DECRYPT" or key.get("KeySpec") != "SYMMETRIC_DEFAULT":
+        usage, spec = key.get("KeyUsage", _USAGE), key.get("KeySpec", _SPEC)
+        if (usage, spec) != (_USAGE, _SPEC):
             raise StoreUnavailable("the cloud's key is not one that wraps", reason="cloud_key_usage")
         with self._lock:
             self._enabled_until_s = asked_s + KEY_STATE_TTL_S
@@ -169,7 +172,9 @@ def open_cloud_provider(key_id: str, endpoint_url: str, region: str, monotonic_s
         max_pool_connections=MAX_CONNECTIONS,
     )
     with _cloud_errors():
-        client = boto3.client("kms", endpoint_url=endpoint_url or None, region_name=region or None, config=settings)
+        client = boto3.Session().client(
+            "kms", endpoint_url=endpoint_url or None, region_name=region or None, config=settings
+        )
     provider = CloudProvider(client, key_id, monotonic_s)
     try:
         provider.check()
@@ -212,12 +217,13 @@ def _context(handle: KeyHandle, aad: bytes) -> dict[str, str]:
 
 
 @contextmanager
-def _cloud_errors() -> Iterator[None]:
+def _cloud_errors(of_code: Callable[[str], Exception] | None = None) -> Iterator[None]:
     """Turn the SDK's errors into ours. Messages of the service are not shown: they name accounts and keys."""
     try:
         yield
     except ClientError as error:
-        raise _client_error(str(error.response.get("Error", {}).get("Code", ""))) from error
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        raise (of_code or _client_error)(code) from error
     except (ConnectTimeoutError, ReadTimeoutError) as error:
         raise Timeout("the cloud's key service did not answer in time", reason="cloud_timeout") from error
     except NoCredentialsError as error:
@@ -236,3 +242,10 @@ def _client_error(code: str) -> Exception:
     if code in _DENIED:
         return StoreUnavailable("the cloud does not let us use its key", reason="cloud_denied")
     return StoreUnavailable("the cloud's key service refuses", reason="cloud_refuses")
+
+
+def _unwrap_error(code: str) -> Exception:
+    # Services of this API differ in how they refuse what another key sealed; the key itself was just seen to be ours.
+    if code == "AccessDeniedException":
+        return BadRequest("this does not open with our key, or we may not use it", reason="unwrap_denied")
+    return _client_error(code)

@@ -92,6 +92,11 @@ def test_x25519_agrees_with_its_peer_and_refuses_what_gives_zeros(provider: Prov
     key = claimed(provider, Primitive.X25519)
     if key is None:
         return
+    if provider.wraps_itself:
+        assert key.public == b""
+        with pytest.raises(Unsupported):
+            provider.agree(key.handle, bytes(range(32)))
+        return
     ours, secret = exchange(key.public)
     assert provider.agree(key.handle, ours) == secret
     changed = bytes([ours[0] ^ 1]) + ours[1:]
@@ -104,6 +109,11 @@ def test_x25519_agrees_with_its_peer_and_refuses_what_gives_zeros(provider: Prov
 def test_ml_kem_decapsulates_and_an_altered_ciphertext_gives_another_secret(provider: Provider) -> None:
     key = claimed(provider, Primitive.ML_KEM_768)
     if key is None:
+        return
+    if provider.wraps_itself:
+        assert key.public == b""
+        with pytest.raises(Unsupported):
+            provider.decapsulate(key.handle, bytes(1088))
         return
     ciphertext, secret = encapsulate(key.public)
     assert provider.decapsulate(key.handle, ciphertext) == secret
@@ -184,12 +194,16 @@ def test_a_destroyed_key_is_gone(provider: Provider, primitive: Primitive) -> No
         return
     provider.destroy(key.handle)
     provider.destroy(key.handle)
+    if provider.wraps_itself:
+        return  # a handle is a name there: docs/reference/kms-providers.md says so
     with pytest.raises(NotFound):
         use(provider, primitive, key.handle)
 
 
 @pytest.mark.parametrize("handle", [UNKNOWN, "", "x", "../" * 20, "0" * 63, "G" * 64, "00" * 32 + "\n", "00" * 33])
 def test_a_handle_from_nowhere_is_refused(provider: Provider, handle: str) -> None:
+    if provider.wraps_itself and handle in {UNKNOWN, ""}:
+        return  # any well-formed name wraps, and the empty one is the service's own
     for primitive in provider.primitives:
         with pytest.raises(NotFound):
             use(provider, primitive, KeyHandle(handle))
@@ -234,7 +248,7 @@ def test_no_member_gives_a_private_key_out(provider: Provider) -> None:
 def test_a_provider_is_not_pickled_or_copied(provider: Provider) -> None:
     if provider.primitives:
         provider.generate(min(provider.primitives), kid_of(min(provider.primitives)))
-    with pytest.raises((TypeError, AttributeError)):
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
         pickle.dumps(provider)
     with pytest.raises((TypeError, AttributeError)):
         copy.deepcopy(provider)
@@ -245,8 +259,9 @@ def test_check_tells_of_a_provider_that_can_serve(provider: Provider) -> None:
 
 
 def test_errors_name_no_handle_and_no_path(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> None:
+    unknown = KeyHandle("x" * 64) if provider.wraps_itself else UNKNOWN
     for primitive in provider.primitives:
         with pytest.raises(KmsError) as caught:
-            use(provider, primitive, UNKNOWN)
-        assert UNKNOWN not in caught.value.message
+            use(provider, primitive, unknown)
+        assert unknown not in caught.value.message
         assert str(tmp_path_factory.getbasetemp()) not in caught.value.message

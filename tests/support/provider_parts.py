@@ -16,7 +16,7 @@ from kms.providers.file import FileProvider, open_file_provider
 from kms.providers.inmem import InMemoryProvider
 from kms.providers.pkcs11 import Pkcs11Provider, open_pkcs11_provider
 from kms.providers.sealed_root import Kdf, KdfCost
-from tests.support import softhsm, swtpm
+from tests.support import moto_kms, softhsm, swtpm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,12 +138,19 @@ def _tpm(folder: Path) -> Iterator[Provider]:
         yield open_swtpm_provider(tpm, folder / "sealed")
 
 
+@contextmanager
+def _cloud(_folder: Path) -> Iterator[Provider]:
+    with moto_kms.credentials():
+        yield moto_kms.open_provider(moto_kms.new_key())
+
+
 _OPENERS: dict[str, Callable[[Path], AbstractContextManager[Provider]]] = {
     "inmem": _inmem,
     "file": _file,
     "file-argon2id-aes-gcm": _file_argon2id_aes,
     "pkcs11": _pkcs11,
     "tpm": _tpm,
+    "cloud": _cloud,
 }
 PROVIDER_NAMES = tuple(_OPENERS)
 
@@ -160,7 +167,9 @@ def open_named(name: str, folder: Path) -> Iterator[Provider]:
 
 def use(provider: Provider, primitive: Primitive, handle: KeyHandle) -> None:
     """Use a key in the way of its primitive."""
-    if primitive.signs:
+    if provider.wraps_itself:
+        provider.wrap(handle, b"secret", b"")
+    elif primitive.signs:
         provider.sign(handle, primitive, bytes(32))
     elif primitive is Primitive.X25519:
         provider.agree(handle, bytes([9]) + bytes(31))
