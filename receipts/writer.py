@@ -68,12 +68,8 @@ class ReceiptWriter:
         """
         return await self._commits.submit(draft, timeout_s)
 
-    def close(self, drain_s: float) -> int:
-        """Store what is queued, then stop; returns how many were given up after `drain_s` seconds."""
-        return self._commits.close(drain_s)
-
     async def aclose(self, drain_s: float) -> int:
-        """Close without blocking the event loop; as `close`."""
+        """Store what is queued, then stop; returns how many were given up after `drain_s` seconds."""
         return await self._commits.aclose(drain_s)
 
     def _commit(self, drafts: Sequence[ReceiptDraft]) -> Sequence[StoredReceipt | Exception]:
