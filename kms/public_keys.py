@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 # Past the soft TTL an answer says its age and is counted; past this many times the soft TTL there is no answer.
 HARD_TTL_FACTOR: Final = 2
 _P256_COORDINATE_BYTES: Final = 32
+# What a loaded key takes of memory, as measured with the library; the cache as a whole is bounded by it, since the
+# service keeps below 512 MiB whatever the number of entries allowed (PERFORMANCE.md §1.3).
+LOADED_BYTES: Final = {
+    Primitive.ED25519: 512,
+    Primitive.ECDSA_P256_SHA256: 1024,
+    Primitive.ML_DSA_44: 6 * 1024,
+    Primitive.ML_DSA_65: 9 * 1024,
+    Primitive.ML_DSA_87: 11 * 1024,
+}
+_ENTRY_BYTES: Final = 1024
+MAX_CACHE_BYTES: Final = 128 * 1024 * 1024
 
 VerifyingKey = (
     ed25519.Ed25519PublicKey
@@ -76,6 +87,11 @@ class _Entry:
     keys: Mapping[Primitive, VerifyingKey]
     loaded_s: float
 
+    @property
+    def size_bytes(self) -> int:
+        """Estimate what it takes of memory."""
+        return _ENTRY_BYTES + sum(LOADED_BYTES[primitive] for primitive in self.keys)
+
 
 @dataclass(frozen=True, slots=True)
 class PublicKeySet:
@@ -94,6 +110,7 @@ class PublicKeys:
         self._custody = custody
         self._clock = clock
         self._entries: OrderedDict[Kid, _Entry] = OrderedDict()
+        self._size_bytes = 0
         self._hit = telemetry.verify_cache_hits.labels("true")
         self._miss = telemetry.verify_cache_hits.labels("false")
         self._telemetry = telemetry
@@ -107,8 +124,7 @@ class PublicKeys:
         self._max_entries = max_entries
         self.soft_ttl_ms = soft_ttl_ms
         self._telemetry.verify_cache_ttl.set(soft_ttl_ms)
-        while len(self._entries) > max_entries:
-            self._entries.popitem(last=False)
+        self._evict()
 
     def get(self, kid: Kid, record: KeyRecord, version: KeyVersion) -> PublicKeySet:
         """Give the verifying keys of a version.
@@ -147,7 +163,12 @@ class PublicKeys:
         if not keys:
             raise Unsupported("keys of this kind do not sign")
         entry = _Entry(keys, now_s)
+        former = self._entries.pop(kid, None)
+        self._size_bytes += entry.size_bytes - (0 if former is None else former.size_bytes)
         self._entries[kid] = entry
-        if len(self._entries) > self._max_entries:
-            self._entries.popitem(last=False)
+        self._evict()
         return entry
+
+    def _evict(self) -> None:
+        while len(self._entries) > self._max_entries or self._size_bytes > MAX_CACHE_BYTES:
+            self._size_bytes -= self._entries.popitem(last=False)[1].size_bytes

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
+from kms import public_keys
 from kms.custody import Custody
 from kms.errors import StoreUnavailable, Unsupported
 from kms.key_record import KeyRecord, KeyState, KeyVersion
@@ -190,6 +191,19 @@ def test_the_least_recently_used_key_leaves_first_and_a_smaller_bound_holds_at_o
     stage.cache.configure(max_entries=1, soft_ttl_ms=5)
     assert len(stage.cache) == 1
     assert stage.metric("kms_config_verify_cache_ttl_ms") == 5
+
+
+def test_the_cache_is_bounded_in_bytes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_bytes = public_keys.LOADED_BYTES[Primitive.ED25519] + 1024
+    monkeypatch.setattr(public_keys, "MAX_CACHE_BYTES", 2 * entry_bytes)
+    stage = CacheStage(max_entries=100, soft_ttl_ms=1000)
+    for number in (1, 2, 3, 1):
+        assert stage.age_ms(number) is None
+    assert len(stage.cache) == 2
+    assert stage.age_ms(3) == 0
+    stage.hand.now_s += 2
+    assert stage.age_ms(3) is None
+    assert (len(stage.cache), stage.cache._size_bytes) == (2, 2 * entry_bytes)
 
 
 def test_a_kem_key_has_nothing_to_verify_with() -> None:
