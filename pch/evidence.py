@@ -30,6 +30,8 @@ _MEMBERS: Final = frozenset({"type", "checkpoint", "cbom_sha256", "claims"})
 _MAX_SAFE_INTEGER: Final = 2**53 - 1
 _MAX_INTEGER_CHARS: Final = 17
 """Of a safe integer with its sign; Python's own integers would take time quadratic in their length."""
+_PAST_BMP: Final = re.compile(rb"[\xf0-\xf4]|\\u[dD][89a-fA-F]")
+"""Characters past the basic plane, as UTF-8 and as escapes."""
 _SHA256_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _BYTE_SEQUENCE: Final = re.compile(rb":([A-Za-z0-9+/]*={0,2}):")
 _DIGEST: Final = re.compile(rb"sha-256=:([A-Za-z0-9+/]{43}=):")
@@ -84,11 +86,26 @@ def parse_evidence(raw: bytes) -> Evidence:
 
 def _canonical_object(raw: bytes) -> dict[str, Any]:
     """Parse JSON that is its own RFC 8785 form, which leaves no room for duplicates, blanks or other spellings."""
+    doubles: list[float] = []
+
+    def double(text: str) -> float:
+        doubles.append(float(text))
+        return doubles[-1]
+
+    def integer(text: str) -> int | float:
+        """Read digits as RFC 8785 means them: past 2^53 they are a double."""
+        value = int(text) if len(text) <= _MAX_INTEGER_CHARS else double(text)
+        return value if abs(value) <= _MAX_SAFE_INTEGER else double(text)
+
     try:
         document = json.loads(
-            raw.decode(), object_pairs_hook=unique_members, parse_constant=_refuse_constant, parse_int=_number
+            raw.decode(),
+            object_pairs_hook=unique_members,
+            parse_constant=_refuse_constant,
+            parse_float=double,
+            parse_int=integer,
         )
-        same = rfc8785.dumps(document) == raw
+        same = _canonical(document, plain=not doubles and not _PAST_BMP.search(raw)) == raw
     except (rfc8785.CanonicalizationError, RecursionError, ValueError) as error:
         raise EvidenceRejected("the evidence is not canonical JSON") from error
     if not same or not isinstance(document, dict):
@@ -104,10 +121,15 @@ def unique_members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _number(text: str) -> int | float:
-    """Read digits as RFC 8785 means them: past 2^53 they are a double."""
-    value = int(text) if len(text) <= _MAX_INTEGER_CHARS else float(text)
-    return value if abs(value) <= _MAX_SAFE_INTEGER else float(value)
+def _canonical(document: Any, *, plain: bool) -> bytes:
+    """Write a document as RFC 8785 has it.
+
+    `plain`: it has no doubles, and no characters whose order differs between UTF-16 and code points. Then the standard
+    encoder writes the same bytes, a tenth of the time.
+    """
+    if not plain:
+        return rfc8785.dumps(document)
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _refuse_constant(_text: str) -> NoReturn:

@@ -129,6 +129,36 @@ def test_what_is_written_is_read_again_and_has_one_form(claims: dict[str, Any]) 
             parse_evidence(loose)
 
 
+_wild = st.text(st.sampled_from('aé\n\x7f\x1f/"\\\u2028\ue000\U00010000\U0001f600'), max_size=4)
+_wilder = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | _wild,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_wild, inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(claims=st.dictionaries(_wild, _wilder, max_size=4), spelling=st.sampled_from(["python", "canonical", "ascii"]))
+def test_one_form_is_accepted_and_it_is_that_of_rfc_8785(claims: dict[str, Any], spelling: str) -> None:
+    document = {"claims": claims, "type": "pch.evidence.v1"}
+    try:
+        wanted = rfc8785.dumps(json.loads(json.dumps(document), parse_int=lambda text: _as_rfc8785(int(text))))
+    except rfc8785.CanonicalizationError:
+        wanted = b""
+    if spelling == "canonical" and wanted:
+        raw = wanted
+    else:
+        raw = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=spelling == "ascii").encode()
+    if raw == wanted:
+        assert parse_evidence(raw).raw == raw
+    else:
+        with pytest.raises(EvidenceRejected):
+            parse_evidence(raw)
+
+
+def _as_rfc8785(value: int) -> int | float:
+    return value if abs(value) < 2**53 else float(value)
+
+
 @given(raw=st.binary(max_size=64))
 def test_arbitrary_bytes_never_raise_anything_else(raw: bytes) -> None:
     for parse in (parse_evidence, lambda each: parse_evidence_field([each]), lambda each: decode_base64(each)):
