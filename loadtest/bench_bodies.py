@@ -4,8 +4,8 @@
 
 Both edges run at once on one machine and take turns; every figure is the median over the rounds. One connection,
 HTTP/1.1 over TLS, signed with a Content-Length. 4 KiB goes with the Check, the larger ones stream through ext_proc,
-and `held` is 1 MiB on a route where upstream sees nothing before the verdict. Growth is that of the most memory that a
-worker ever had (VmHWM), from before the first body of its size to after the last.
+and `held` is 1 MiB on a route where upstream sees nothing before the verdict. Growth is from what a
+worker had resident before the first body of its size to the most that it had until after the last.
 """
 
 from __future__ import annotations
@@ -79,8 +79,14 @@ class BodyConnection(LoadConnection):
             raise SystemExit(f"{path}: a body of {len(body)} bytes got {status}")
 
 
+def forget_peak(pids: tuple[int, ...]) -> None:
+    """Make what each process has resident now its peak: that of its start would hide what comes."""
+    for pid in pids:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 def peak_mib(pids: tuple[int, ...]) -> list[float]:
-    """Give the most memory that each process ever had resident."""
+    """Give the most memory that each process had resident since its peak was forgotten."""
     return [
         int(line.split()[1]) / 1024
         for pid in pids
@@ -159,6 +165,7 @@ def measure_load(running: list[Variant], signer: Signer, load: Load, rounds: int
     body = os.urandom(load.body_bytes)
     samples: dict[str, list[Sample]] = {variant.name: [] for variant in running}
     pids = running[-1].filter_pids
+    forget_peak(pids)
     before = peak_mib(pids)
     for turn in range(rounds):
         for variant in running:
