@@ -7,9 +7,10 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from kms import mint
+from kms import audit_commands, mint
 from kms.config_keys import KEYS
 from kms.config_values import ConfigError
+from kms.private_file import PrivateFileError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--lifeline-fd", type=int, default=None, help="becomes readable when serve is gone")
             command.add_argument("--restarts", type=int, default=0, help="how often the process was started again")
     mint.register(commands)
+    audit_commands.register(commands)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document", description="print it as JSON")
     openapi.set_defaults(run=_openapi)
     return parser
@@ -113,6 +115,9 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as error:
         sys.stderr.write(f"configuration: {error}\n")
         return EXIT_UNUSABLE
+    except (mint.MintError, PrivateFileError) as error:
+        sys.stderr.write(f"{args.command}: {error}\n")
+        return EXIT_FAILED
     except KmsError as error:
         sys.stderr.write(f"{error.code}: {error.message}\n")
         return EXIT_FAILED
