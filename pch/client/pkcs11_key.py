@@ -3,16 +3,18 @@
     pkcs11:token=hsm;object=alice?module-path=/usr/lib/softhsm/libsofthsm2.so&pin-source=file:/run/secrets/pin
 
 Needs the optional package `python-pkcs11`. Its modules are not safe to call from several threads, so one thread owns
-the session for the signer's life.
+the session for the signer's life. It is a daemon: a token that hangs keeps no program from ending.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import queue
 import re
 import stat
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +106,7 @@ class Pkcs11Signer:
         """
         named = parse_uri(uri)
         pin = None if named.pin_file is None else _read_pin(named.pin_file)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="pkcs11")
+        self._thread = _TokenThread()
         self._session: Any = None
         try:
             self._key, self._algorithm, jwk = self._on_thread(lambda: self._open(named, pin))
@@ -144,12 +146,12 @@ class Pkcs11Signer:
             pass
         finally:
             self._session = None
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.stop()
 
     def _on_thread(self, work: Callable[[], T]) -> T:
         """Run `work` on the thread that owns the token. Raises `TokenFailed` past its time, and for any token error."""
         try:
-            return self._thread.submit(work).result(TOKEN_TIMEOUT_S)
+            return self._thread.run(work)
         except FutureTimeoutError as error:
             raise TokenFailed("the token did not answer in time") from error
         except (InvalidRequest, Unsupported):
@@ -188,6 +190,37 @@ class Pkcs11Signer:
             return bytes(self._key.sign(data, mechanism=pkcs11.Mechanism.EDDSA))
         # The token gets the digest: many of them do ECDSA but no hash. It answers r ‖ s, as RFC 9421 §3.3.4 wants it.
         return bytes(self._key.sign(hashlib.sha256(data).digest(), mechanism=pkcs11.Mechanism.ECDSA))
+
+
+class _TokenThread:
+    """The thread that owns a token; owner of the queue is whoever made it."""
+
+    def __init__(self) -> None:
+        # At most as many entries as threads wait, each for TOKEN_TIMEOUT_S; None ends the thread.
+        self._work: queue.SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._stopped = False
+        threading.Thread(target=self._serve, name="pkcs11", daemon=True).start()
+
+    def run(self, work: Callable[[], T]) -> T:
+        """Do `work` there. Raises what it raises, RuntimeError once stopped, and TimeoutError."""
+        if self._stopped:
+            raise RuntimeError("the token is closed")
+        done: Future[T] = Future()
+        self._work.put((work, done))
+        return done.result(TOKEN_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """End the thread when it has done what it was given."""
+        self._stopped = True
+        self._work.put(None)
+
+    def _serve(self) -> None:
+        while (item := self._work.get()) is not None:
+            work, done = item
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001  # it belongs to the thread that waits
+                done.set_exception(error)
 
 
 def _public_part(pkcs11: Any, public: Any) -> tuple[Algorithm, dict[str, str]]:

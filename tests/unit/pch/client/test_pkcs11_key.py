@@ -6,16 +6,17 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from pch.client import Client, InvalidRequest, TokenFailed, Unsupported
+from pch.client import Client, InvalidRequest, TokenFailed, Unsupported, pkcs11_key
 from pch.client.cli import main
 from pch.client.pkcs11_key import Pkcs11Signer, parse_uri
 from pch.client.signers import signers_of
-from pch.keys import generate
+from pch.keys import generate, public_jwk, public_key_from_jwk
 
 PIN = "314159"
 MODULE = "/usr/lib/softhsm/libsofthsm2.so"
@@ -92,8 +93,42 @@ def test_a_key_in_a_token_signs_what_its_public_key_verifies(token: Path, name: 
         Client(key=signer).close()
     finally:
         signer.close()
-    with pytest.raises((TokenFailed, RuntimeError)):
+    with pytest.raises(TokenFailed):
         signer.sign(b"three")
+    signer.close()
+
+
+def test_a_token_that_hangs_is_a_typed_error(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = Pkcs11Signer(uri(token, "object=p256"))
+    released = threading.Event()
+    monkeypatch.setattr(pkcs11_key, "TOKEN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(signer, "_sign", lambda _data: released.wait(10))
+    with pytest.raises(TokenFailed, match="in time"):
+        signer.sign(b"x")
+    released.set()
+    monkeypatch.setattr(pkcs11_key, "TOKEN_TIMEOUT_S", 10.0)
+    signer.close()
+
+
+def test_a_token_whose_signature_is_none_is_a_typed_error(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signer = Pkcs11Signer(uri(token, "object=p256"))
+    monkeypatch.setattr(signer, "_sign", lambda _data: b"short")
+    with pytest.raises(TokenFailed, match="wrong length"):
+        signer.sign(b"x")
+    signer.close()
+
+
+def test_without_the_package_a_token_is_unsupported(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pkcs11", None)
+    with pytest.raises(Unsupported, match="python-pkcs11"):
+        Pkcs11Signer(uri(token, "object=p256"))
+
+
+def test_a_public_key_that_is_not_the_private_keys_is_refused(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    foreign = public_key_from_jwk(public_jwk(generate("ecdsa-p256-sha256")))
+    monkeypatch.setattr(pkcs11_key, "public_key_from_jwk", lambda _jwk: foreign)
+    with pytest.raises(TokenFailed, match="not that of its private key"):
+        Pkcs11Signer(uri(token, "object=p256"))
 
 
 @pytest.mark.parametrize("name", ["p384", "rsa"])
