@@ -73,6 +73,7 @@ bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with 
 	@$(BIN)/python loadtest/bench_bodies.py
 	@$(BIN)/python loadtest/bench_relax.py
 	@$(BIN)/python loadtest/bench_store.py
+	@$(BIN)/python loadtest/bench_kms.py
 	@$(BIN)/python loadtest/bench_log.py
 
 .PHONY: policy
