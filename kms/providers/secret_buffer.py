@@ -88,8 +88,8 @@ class SecretBuffer:
             return
         self._view = None
         view[:] = bytes(self._length)
-        view.release()
         try:
+            view.release()
             self._pages.close()
         except BufferError:
             # Somebody still holds a view: it sees zeros, and the pages go with it.
