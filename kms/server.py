@@ -25,6 +25,7 @@ from kms.http_server import HttpServer
 from kms.logs import LibraryHandler, LogWriter, places_of
 from kms.monitoring import Monitoring
 from kms.openapi import openapi_json
+from kms.process_hardening import harden_process
 from kms.readiness import Readiness, ReadyPayload
 from kms.service_parts import ServiceParts, open_parts
 from kms.service_probes import ServiceState, service_probes, snapshot_of
@@ -225,6 +226,8 @@ def run_service(
     async def main() -> int:
         server = KmsServer(loaded, flags, environ, listeners)
         logging.basicConfig(handlers=[LibraryHandler(server.log)], level=logging.WARNING, force=True)
+        for warning in harden_process().warnings:
+            server.log.event("warn", "hardening", message=warning)
         try:
             return await server.run(lifeline_fd, restarts)
         except KmsError as error:
