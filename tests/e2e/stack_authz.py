@@ -2,10 +2,11 @@
 
     python tests/e2e/stack_authz.py VAR
 
-VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`,
-`undecided` or `wrongly_decided`. It is read at each Check, so a test changes it without a restart. What the edge must
-do does not depend on how the real filter decides, and `allow` shows that the edge's own refusals stand under a filter
-that lets everything through.
+VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`, `undecided`,
+`wrongly_decided`, or one of those that order the body to be seen through: `order`, and `order_close_header` and
+`order_close_body`, after which the stand-in for ext_proc ends its stream too early, without an error. It is read at each
+Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
+`allow` shows that the edge's own refusals stand under a filter that lets everything through.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ import grpc
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.auth.v3 import external_auth_pb2 as auth
 from envoy.service.auth.v3 import external_auth_pb2_grpc as auth_grpc
+from envoy.service.ext_proc.v3 import external_processor_pb2 as proc
+from envoy.service.ext_proc.v3 import external_processor_pb2_grpc as proc_grpc
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
@@ -48,6 +51,13 @@ def allow() -> auth.CheckResponse:
         ),
         dynamic_metadata=decided("allow"),
     )
+
+
+def order() -> auth.CheckResponse:
+    response = allow()
+    response.ok_response.headers.append(option("x-signet-body", "ordered"))
+    response.dynamic_metadata.update({"body": "ordered"})
+    return response
 
 
 def decided(decision: str) -> Struct:
@@ -120,12 +130,40 @@ class Authorization(auth_grpc.AuthorizationServicer):  # type: ignore[misc]  # g
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "as told")
         made = {"deny": deny, "empty": auth.CheckResponse, "no_status": no_status, "bad_mutation": bad_mutation}
         made |= {"undecided": undecided, "wrongly_decided": wrongly_decided}
+        if behaviour.startswith("order"):
+            return order()
         return made.get(behaviour, allow)()
+
+
+class ExternalProcessor(proc_grpc.ExternalProcessorServicer):  # type: ignore[misc]  # generated code has no types
+    """Lets everything on, and ends too early when it is told to."""
+
+    def __init__(self, var: Path) -> None:
+        self._behaviour = var / "authz-behaviour"
+
+    async def Process(self, _: object, context: grpc.aio.ServicerContext) -> None:  # noqa: N802
+        behaviour = self._behaviour.read_text().strip()
+        while (request := await context.read()) is not grpc.aio.EOF:
+            answer = proc.ProcessingResponse()
+            if request.HasField("request_headers"):
+                if behaviour == "order_close_header":
+                    return
+                answer.request_headers.SetInParent()
+                answer.dynamic_metadata.update({"signet.body": {"receipt": "r"}})
+            elif request.HasField("request_body"):
+                if behaviour == "order_close_body":
+                    return
+                sent = answer.request_body.response.body_mutation.streamed_response
+                sent.body, sent.end_of_stream = request.request_body.body, request.request_body.end_of_stream
+            else:
+                answer.request_trailers.SetInParent()
+            await context.write(answer)
 
 
 async def serve(var: Path, worker: int) -> None:
     server = grpc.aio.server()
     auth_grpc.add_AuthorizationServicer_to_server(Authorization(var), server)
+    proc_grpc.add_ExternalProcessorServicer_to_server(ExternalProcessor(var), server)
     checker = health.aio.HealthServicer()
     await checker.set("", health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(checker, server)

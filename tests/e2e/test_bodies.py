@@ -290,8 +290,8 @@ def test_words_that_only_the_filter_may_say_change_nothing(attacker: Attacker) -
         assert header(seen, "x-signet-body") == []
     altered = attacker.signed(post(attacker, headers=forged)).but(body=flipped(BODY, 9))
     assert attacker.send(altered).status == 400
-    unsigned = post(attacker, headers=forged)
-    assert attacker.send(unsigned).status == 401
+    # Over HTTP/1.1 the refusal may be lost: the edge answers, and closes, while the body is still on its way.
+    assert attacker.connect().send(post(attacker, headers=forged)).status in {0, 401}
     assert not attacker.stage.seen_by_app()
 
 

@@ -127,6 +127,46 @@ def test_edge_that_hands_over_no_cut_bodies_refuses_with_a_reason(broken_edge: D
     assert not seen.app
 
 
+# -- bodies that are to be seen through
+
+
+def uploads(edge: DoubleStack, body: bytes) -> list[Answer]:
+    return [edge.get("/protected", method="POST", body=body), edge.http2("/protected", method="POST", body=body)]
+
+
+def test_body_that_the_filter_sees_through_arrives(edge: DoubleStack) -> None:
+    edge.filter_will("order")
+    body = os.urandom(1_000_000)
+    with edge.watch() as seen:
+        assert [answer.status for answer in uploads(edge, body)] == [200, 200]
+    assert [each["body_bytes"] for each in seen.app] == [len(body)] * 2
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_stream_that_ends_without_a_word_at_the_header_lets_nothing_through(edge: DoubleStack, size: int) -> None:
+    """Envoy takes it for a pass: what stands in the way is the filter behind."""
+    edge.filter_will("order_close_header")
+    with edge.watch() as seen:
+        for answer in uploads(edge, bytes(size)):
+            refused_as_unavailable(answer)
+    assert not seen.app
+
+
+def test_stream_that_ends_without_an_error_amid_a_body_lets_the_rest_through(edge: DoubleStack) -> None:
+    """The trap that the filter keeps out of by ending every stream it did not finish in an error: nothing at the edge
+    would stop a request that goes on with a hole in its body."""
+    edge.filter_will("order_close_body")
+    body = bytes(1_000_000)
+    with edge.watch() as seen:
+        answer = edge.http1(
+            b"POST /protected HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+            + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body),
+            method="POST",
+        )
+    assert answer.status == 200
+    assert [each["body_bytes"] < len(body) for each in seen.app] == [True]
+
+
 def test_content_of_a_get_is_shown_to_the_filter(edge: DoubleStack) -> None:
     chunked = b"GET /protected HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     with edge.watch() as seen:
