@@ -21,8 +21,9 @@ from pch.reasons import Reason
 from tests.e2e.attack_case import Case, check_refusal, refused
 from tests.e2e.attack_request import Request
 from tests.e2e.attack_stage import Attacker, Stage, attack, wait_until
+from tests.e2e.hybrid_request import signed
 from tests.support.filter_parts import KeyPair
-from tests.support.hybrid_parts import Half, half_of, halves, hybrid_keys, hybrid_message, with_halves
+from tests.support.hybrid_parts import Half, half_of, halves, hybrid_keys, with_halves
 from tools.stack import Stack
 from tools.stack_certs import write_private
 from tools.stack_config import DEMO_ROUTES, Ports, StackSettings
@@ -52,26 +53,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     write_private(var / "keyring.json", json.dumps([key.entry() for key in keys.values()]).encode())
     with Stack(StackSettings(var, Ports.free(), routes=ROUTES)) as stack:
         yield Stage(stack, keys)
-
-
-def signed(
-    a: Attacker, signed_by: tuple[Half, ...], route: str, challenge: str | None = None, **options: object
-) -> Request:
-    """Sign for this attacker's connection."""
-    body = options.pop("body", b"")
-    assert isinstance(body, bytes)
-    message = hybrid_message(
-        signed_by,
-        challenge or a.challenge(),
-        method="POST" if body else "GET",
-        target=a.target(f"/{route}", str(options.pop("rest", ""))),
-        body=body,
-        binding=a.session.binding,
-        created_s=int(time.time()),
-        authority=a.stage.authority,
-    )
-    headers = tuple(line for line in message.headers if line[0] != "content-length")
-    return Request(message.method, message.target, message.authority, headers, body=body)
 
 
 def both(a: Attacker, route: str = "hybrid", pair: Pair = AB, **options: object) -> Request:
