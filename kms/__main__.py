@@ -100,7 +100,6 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--restarts", type=int, default=0, help="how often the process was started again")
     mint.register(commands)
     audit_commands.register(commands)
-    audit_commands.register(commands)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document", description="print it as JSON")
     openapi.set_defaults(run=_openapi)
     return parser

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kms.error_envelope import as_kms_error
-from kms.errors import Internal, KmsError, NoCapability, StoreUnavailable
+from kms.errors import Internal, KmsError, NoCapability, StoreUnavailable, Unauthenticated
 from kms.kid import kid_hash
 from kms.logs import places_of
 from kms.principal import CallContext, Scope
@@ -140,6 +140,8 @@ class ApiCalls:
             self._log.event(
                 "error", "internal", corr_id=call.corr_id, request_id=call.request_id, trace=places_of(error)
             )
+        if isinstance(typed, Unauthenticated):
+            self._telemetry.auth_failures.inc()
         if call.request is None:
             # The dispatcher counts what it refuses by itself.
             self._telemetry.rejected.labels(typed.reason).inc()

@@ -153,6 +153,7 @@ async def test_without_a_capability_or_with_another_scope_nothing_is_read(operat
         assert answer.headers["connection"] == "close"
     assert parts.dispatcher.asked == []
     assert parts.counted("rejected_total", reason="unauth") == 3
+    assert parts.counted("auth_failures_total") == 2
     parts.authority.principal = principal(operation.scope)
     assert (await parts.ask(operation.method, path, authorization="Bearer good")).status != 403
 
