@@ -30,7 +30,9 @@ class Verdict:
 
 
 def read_bundle(signatures: Sequence[Signature]) -> Bundle:
-    """Decode a bundle. Raises BadRequest for bad base64 and for two signatures of one algorithm."""
+    """Decode a bundle. Raises BadRequest when it is empty, for bad base64, for two signatures of one algorithm."""
+    if not signatures:
+        raise BadRequest("a bundle holds at least one signature")
     bundle: Bundle = {}
     for signature in signatures:
         primitive = PRIMITIVES_BY_WIRE_NAME[signature.alg]

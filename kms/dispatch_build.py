@@ -67,7 +67,7 @@ class Core:
     telemetry: Telemetry
 
     async def start(self) -> None:
-        """Audit what a crash left unaudited, erase what it left unerased, then keep watch.
+        """Audit what a crash left unaudited, then keep watch.
 
         With an audit log that takes nothing the keeper tries again, and verification is served meanwhile.
         """
@@ -75,10 +75,13 @@ class Core:
             self.metrics.key_set(record, new=True)
         with contextlib.suppress(KmsError):
             await self.dispatcher.settle(at_start=True)
+        self.keeper.start(self._erase_destroyed)
+
+    async def _erase_destroyed(self) -> None:
+        """Erase the private halves of destroyed keys: a crash, or a provider that was away, may have left some."""
         for record in self.services.store.keys:
             if record.state is KeyState.DESTROYED:
                 await erase(self.services, record)
-        self.keeper.start()
 
     async def stop(self, drain_s: float) -> int:
         """Drain, then end; give how many operations were left at the deadline. The stores stay open."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 from kms.errors import KmsError
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from kms.custody import Custody
     from kms.dispatcher import Dispatcher
     from kms.refusals import Refusals
@@ -24,13 +26,14 @@ class Keeper:
     def __init__(self, custody: Custody, dispatcher: Dispatcher, refusals: Refusals, telemetry: Telemetry) -> None:
         self._custody, self._dispatcher, self._refusals = custody, dispatcher, refusals
         self._spawned = telemetry.tasks_spawned.labels("keeper")
+        self._aborted = telemetry.tasks_aborted.labels("keeper")
         self._probes: dict[str, asyncio.Future[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
-    def start(self) -> None:
-        """Start the task; once."""
+    def start(self, first: Callable[[], Awaitable[None]]) -> None:
+        """Start the task; once. `first` is done before the watch begins, and delays no request."""
         self._spawned.inc()
-        self._task = asyncio.create_task(self._run(), name="kms-keeper")
+        self._task = asyncio.create_task(self._run(first), name="kms-keeper")
 
     async def stop(self) -> None:
         """End the task and write what refusals are left. A second call does nothing."""
@@ -49,10 +52,18 @@ class Keeper:
             await self._dispatcher.settle()
         await self._refusals.flush()
 
-    async def _run(self) -> None:
+    async def _run(self, first: Callable[[], Awaitable[None]]) -> None:
+        await self._survive(first)
         while True:
-            await self.beat()
+            await self._survive(self.beat)
             await asyncio.sleep(PERIOD_S)
+
+    async def _survive(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Go on whatever happens: a watch that ended by a fault would take every outage for health."""
+        try:
+            await work()
+        except Exception:  # noqa: BLE001 - counted; the next beat begins anew
+            self._aborted.inc()
 
     async def _probe(self, name: str) -> None:
         """Ask a provider whether it is there. One that does not answer in time is away until it does."""

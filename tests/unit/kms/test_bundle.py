@@ -76,8 +76,9 @@ def test_a_signature_of_one_half_does_not_stand_for_the_other() -> None:
 def test_a_bundle_is_read_and_one_algorithm_may_sign_once() -> None:
     signatures = [Signature(alg="ed25519", signature_b64="AAAA"), Signature(alg="ml-dsa", signature_b64="AQ==")]
     assert read_bundle(signatures) == {Primitive.ED25519: b"\0\0\0", Primitive.ML_DSA_65: b"\x01"}
-    with pytest.raises(BadRequest):
-        read_bundle([signatures[0], signatures[0]])
+    for bad in ([signatures[0], signatures[0]], []):
+        with pytest.raises(BadRequest):
+            read_bundle(bad)
 
 
 @pytest.mark.parametrize("text", ["A", "AA", "AAA", "AB==", "A A=", "AA==\n", "AA==AA==", "_-8=", "é", "=", "AAAA="])

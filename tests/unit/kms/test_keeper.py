@@ -57,3 +57,25 @@ async def test_stopping_twice_does_nothing(tmp_path: Any) -> None:
     async with running_core(started=True) as bench:
         await bench.core.keeper.stop()
         await bench.core.keeper.stop()
+
+
+async def test_a_fault_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper, "PERIOD_S", 0)
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        await bench.create()
+        settle, faults = bench.core.dispatcher.settle, 0
+
+        async def fails_twice(*, at_start: bool = False) -> None:
+            nonlocal faults
+            faults += 1
+            if faults in (2, 3):
+                raise RuntimeError("x")
+            await settle(at_start=at_start)
+
+        monkeypatch.setattr(bench.core.dispatcher, "settle", fails_twice)
+        await bench.core.start()
+        async with asyncio.timeout(5):
+            while faults < 5:
+                await asyncio.sleep(0.001)
+        assert bench.metric("tasks_aborted_total", kind="keeper") == 2
