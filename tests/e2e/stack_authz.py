@@ -4,9 +4,9 @@
 
 VAR/authz-behaviour holds one word: `allow`, `deny`, `empty`, `no_status`, `error`, `hang`, `bad_mutation`, `undecided`,
 `wrongly_decided`, or one of those that order the body to be seen through: `order`, and `order_close_header` and
-`order_close_body`, after which the stand-in for ext_proc ends its stream too early, without an error. It is read at each
-Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter decides, and
-`allow` shows that the edge's own refusals stand under a filter that lets everything through.
+`order_close_body`, after which the stand-in for ext_proc ends its stream too early, without an error. It is read at
+each Check, so a test changes it without a restart. What the edge must do does not depend on how the real filter
+decides, and `allow` shows that the edge's own refusals stand under a filter that lets everything through.
 """
 
 from __future__ import annotations

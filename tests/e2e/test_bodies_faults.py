@@ -123,6 +123,17 @@ def test_edge_that_would_send_bodies_otherwise_sends_none(stage: Stage, mode: di
         assert not stage.seen_by_app()
 
 
+@pytest.mark.parametrize("protocol", ["http1", "http2"])
+def test_other_edge_sees_bodies_through_as_well(tmp_path: Path, protocol: str) -> None:
+    with open_stage(tmp_path, edge="b") as stage, attack(stage, protocol) as attacker:
+        assert attacker.send(upload(attacker)).status == 200
+        (seen,) = stage.seen_by_app()
+        assert seen["body_bytes"] == len(BODY)
+        answer = attacker.send(upload(attacker).but(body=BODY[:-1] + bytes([BODY[-1] ^ 1])))
+        assert (answer.status, answer.reason) == (400, "bad_content_digest")
+        assert not stage.seen_by_app()
+
+
 # -- a worker that dies
 
 

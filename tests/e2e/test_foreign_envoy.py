@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import os
 import re
 import shutil
 import ssl
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from pch.client import Client
+from pch.client import Client, Upload
+from pch.httpsig.content_digest import content_digest
 from tests.e2e.attack_stage import wait_until
 from tests.support.outcomes import outcomes_of
 from tools.stack import Stack
@@ -229,6 +231,25 @@ def test_signed_request_passes_with_the_authority_it_was_signed_for(stack: Stack
     assert get["authority"] == post["authority"] == f"127.0.0.1:{guided}"
     assert dict(get["headers"])["x-signet-subject"] == "demo"
     assert post["body_bytes"] == 4
+
+
+@pytest.mark.parametrize("http2", [True, False])
+@pytest.mark.parametrize("route", ["/uploads", "/protected"])
+def test_large_body_is_seen_through_and_an_altered_one_is_not(
+    stack: Stack, guided: int, http2: bool, route: str
+) -> None:
+    key = json.loads(stack.files.demo_key.read_text())
+    path, body = f"{route}/large-{http2}", os.urandom(500_000)
+    altered = Upload(lambda: [body[:-1] + b"!"], length_bytes=len(body), digest=content_digest(body))
+    with Client(key=key, verify=stack.files.tls / "ca.pem", http2=http2) as client:
+        good, bad = (client.post(f"https://127.0.0.1:{guided}{path}", content=each) for each in (body, altered))
+    if route == "/protected":
+        assert (good.status, good.reason) == (413, "body_too_large")
+        assert not reached(stack, path)
+    else:
+        assert (good.status, bad.status, bad.reason) == (200, 400, "bad_content_digest")
+        (seen,) = reached(stack, path)
+        assert seen["body_bytes"] == int(dict(seen["headers"])["content-length"]) == len(body)
 
 
 def test_filter_hears_how_a_request_ended(stack: Stack, guided: int) -> None:
