@@ -110,7 +110,7 @@ class Pkcs11Signer:
         self._session: Any = None
         try:
             self._key, self._algorithm, jwk = self._on_thread(lambda: self._open(named, pin))
-            self._key_id = thumbprint(jwk)
+            self._jwk, self._key_id = jwk, thumbprint(jwk)
             public_key_from_jwk(jwk).verify(self.sign(_PROBE), _PROBE)
         except (KeyFormatError, BadSignature) as error:
             self.close()
@@ -128,6 +128,11 @@ class Pkcs11Signer:
     def key_id(self) -> KeyId:
         """The RFC 7638 thumbprint of the token's public key."""
         return self._key_id
+
+    @property
+    def public_jwk(self) -> dict[str, str]:
+        """The token's public key, to be registered."""
+        return dict(self._jwk)
 
     def sign(self, data: bytes) -> bytes:
         """Sign `data` in the token. Returns 64 bytes. Raises `TokenFailed`."""

@@ -342,7 +342,7 @@ def test_inspect_reads_an_offered_challenge(capsys: pytest.CaptureFixture[str]) 
     assert run(capsys, "inspect", "--challenge", f'"{CHALLENGE}"')[0] == 0
 
 
-@pytest.mark.parametrize("verb", [[], ["keygen"], ["request"], ["sign"], ["inspect"], ["explain"]])
+@pytest.mark.parametrize("verb", [[], ["keygen"], ["public"], ["request"], ["sign"], ["inspect"], ["explain"]])
 def test_every_verb_has_help(capsys: pytest.CaptureFixture[str], verb: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*verb, "--help"])

@@ -22,6 +22,7 @@ from tests.e2e.attack_case import Case, check_refusal, refused
 from tests.e2e.attack_request import Request
 from tests.e2e.attack_stage import Attacker, Stage, attack, wait_until
 from tests.e2e.hybrid_request import signed
+from tests.support.client_token import client_token, key_uri
 from tests.support.filter_parts import KeyPair
 from tests.support.hybrid_parts import Half, half_of, halves, hybrid_keys, with_halves
 from tools.stack import Stack
@@ -187,27 +188,18 @@ def test_our_client_signs_with_both_keys_in_every_mode(stage: Stage, http2: bool
             assert [each["alg"] for each in signatures] == [ED, PQ]
 
 
+def register(stage: Stage, subject: str, public: Path) -> None:
+    command = [sys.executable, "-m", "extproc", "clients", "add", "--config", str(stage.stack.files.toml)]
+    subprocess.run([*command, "--subject", subject, "--jwk", str(public)], check=True, capture_output=True, timeout=30)
+
+
 def test_the_command_makes_a_hybrid_registers_it_and_gets_through(
     stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """`pch keygen`, `clients add` and `pch request --alg`, as an operator and a client run them."""
     private, public = str(tmp_path / "key.jwks"), str(tmp_path / "public.jwks")
     assert pch(["keygen", "--alg", HYBRID, "--out", private, "--public-out", public]) == 0
-    config = str(stage.stack.files.toml)
-    added = [
-        sys.executable,
-        "-m",
-        "extproc",
-        "clients",
-        "add",
-        "--config",
-        config,
-        "--subject",
-        "carol",
-        "--jwk",
-        public,
-    ]
-    subprocess.run(added, check=True, capture_output=True, timeout=30)
+    register(stage, "carol", Path(public))
     request = [
         "request",
         f"https://{stage.authority}/hybrid/cli",
@@ -230,3 +222,30 @@ def test_the_command_makes_a_hybrid_registers_it_and_gets_through(
     assert [each["alg"] for each in signatures] == [ED, PQ]
     assert pch([*request, "--alg", ED]) == 1
     assert pch([*request, "--alg", PQ]) == 1
+
+
+def test_a_hybrid_whose_classical_half_is_in_a_token_gets_through(
+    stage: Stage, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """P-256 in a real SoftHSM, ML-DSA-65 in a file."""
+    post_quantum, public = str(tmp_path / "pq.jwk"), tmp_path / "public.jwks"
+    assert pch(["keygen", "--alg", PQ, "--out", post_quantum]) == 0
+    with client_token(tmp_path / "hsm") as token:
+        keys = ["--key", key_uri(token, "object=p256"), "--key", post_quantum]
+        capsys.readouterr()
+        assert pch(["public", *keys]) == 0
+        public.write_text(capsys.readouterr().out)
+        register(stage, "dave", public)
+        request = [
+            "request",
+            f"https://{stage.authority}/hybrid/token",
+            "--cacert",
+            str(stage.stack.files.tls / "ca.pem"),
+        ]
+        wait_until(lambda: pch([*request, *keys, "--json"]) == 0, "the workers take the new keys")
+        capsys.readouterr()
+        assert pch([*request, *keys, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+    proof = stage.receipt(told["receipt_id"])["proof"]
+    assert proof["subject"] == "dave"
+    assert [each["alg"] for each in proof["signatures"]] == [P256, PQ]

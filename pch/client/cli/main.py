@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from pch.client.cli import explain, inspect, keygen, request, sign
+from pch.client.cli import explain, inspect, keygen, public, request, sign
 from pch.client.cli.terminal import EXIT_NETWORK, EXIT_REFUSED, EXIT_USAGE, UsageError, out_json
 from pch.client.errors import ClientError, InvalidRequest, NetworkError
 
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb in (keygen, request, sign, inspect, explain):
+    for verb in (keygen, public, request, sign, inspect, explain):
         verb.register(verbs)
     return parser
 

@@ -67,12 +67,12 @@ def read_bounded(path: str, limit_bytes: int) -> bytes:
 def read_signer(path: str) -> Signer:
     """Read the one private JWK in a file. Raises `UsageError`."""
     try:
-        return private_key_from_jwk(_read_jwk(path))
+        return private_key_from_jwk(read_jwk(path))
     except KeyFormatError as error:
         raise UsageError(f"{path} is not a usable private JWK: {error}") from error
 
 
-def _read_jwk(path: str) -> dict[str, object]:
+def read_jwk(path: str) -> dict[str, object]:
     """Read a JWK or JWK Set; others' right to read the file is told on standard error. Raises `UsageError`."""
     data = read_bounded(path, MAX_KEY_FILE_BYTES)
     if path != "-" and os.name == "posix" and stat.S_IMODE(Path(path).stat().st_mode) & 0o077:
@@ -123,7 +123,7 @@ def open_signers(arguments: argparse.Namespace) -> Iterator[tuple[Signer, ...]]:
             if path.startswith(SCHEME):
                 keys.append(tokens.enter_context(contextlib.closing(Pkcs11Signer(path))))
             else:
-                keys.append(_read_jwk(path))
+                keys.append(read_jwk(path))
         yield signers_of(keys, arguments.alg)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,30 +15,8 @@ from pch.client import Client, InvalidRequest, TokenFailed, Unsupported, pkcs11_
 from pch.client.cli import main
 from pch.client.pkcs11_key import Pkcs11Signer, parse_uri
 from pch.client.signers import signers_of
-from pch.keys import generate, public_jwk, public_key_from_jwk
-
-PIN = "314159"
-MODULE = "/usr/lib/softhsm/libsofthsm2.so"
-# Everything about a token happens in a process of its own: a module keeps state for the life of a process, and reads
-# its configuration once.
-SET_UP = """
-import pkcs11, sys
-from pkcs11 import KeyType, Mechanism, Attribute
-from pkcs11.util.ec import encode_named_curve_parameters
-session = pkcs11.lib(sys.argv[1]).get_token(token_label="signet").open(rw=True, user_pin=sys.argv[2])
-def domain(key_type, curve):
-    parameters = {Attribute.EC_PARAMS: encode_named_curve_parameters(curve)}
-    return session.create_domain_parameters(key_type, parameters, local=True)
-for label, curve in (("p256", "secp256r1"), ("p384", "secp384r1")):
-    domain(KeyType.EC, curve).generate_keypair(label=label, id=label.encode(), store=True)
-edwards = domain(KeyType.EC_EDWARDS, "1.3.101.112")
-for number in (1, 2):
-    edwards.generate_keypair(
-        mechanism=Mechanism.EC_EDWARDS_KEY_PAIR_GEN, label="ed", id=bytes([number]), store=True
-    )
-session.generate_keypair(KeyType.RSA, 2048, label="rsa", store=True)
-session.close()
-"""
+from pch.keys import generate, public_jwk, public_key_from_jwk, thumbprint
+from tests.support.client_token import MODULE, client_token, key_uri
 
 
 def test_softhsm_is_here() -> None:
@@ -49,32 +26,8 @@ def test_softhsm_is_here() -> None:
 
 @pytest.fixture(scope="module")
 def token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with an initialised token and the PIN's file."""
-    folder = tmp_path_factory.mktemp("token")
-    (folder / "tokens").mkdir()
-    configuration = folder / "softhsm2.conf"
-    configuration.write_text(
-        f"directories.tokendir = {folder / 'tokens'}\nobjectstore.backend = file\nlog.level = ERROR\n"
-    )
-    environment = os.environ | {"SOFTHSM2_CONF": str(configuration)}
-    start = ["softhsm2-util", "--init-token", "--free", "--label", "signet", "--pin", PIN, "--so-pin", "271828"]
-    subprocess.run(start, env=environment, check=True, capture_output=True, timeout=60)
-    subprocess.run(
-        [sys.executable, "-c", SET_UP, MODULE, PIN], env=environment, check=True, capture_output=True, timeout=120
-    )
-    (folder / "pin").write_text(PIN + "\n")
-    (folder / "pin").chmod(0o600)
-    former = os.environ.get("SOFTHSM2_CONF")
-    os.environ["SOFTHSM2_CONF"] = str(configuration)
-    yield folder
-    if former is None:
-        del os.environ["SOFTHSM2_CONF"]
-    else:
-        os.environ["SOFTHSM2_CONF"] = former
-
-
-def uri(token: Path, name: str, pin: str = "pin") -> str:
-    return f"pkcs11:token=signet;{name}?module-path={MODULE}&pin-source=file:{token / pin}"
+    with client_token(tmp_path_factory.mktemp("token")) as folder:
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -82,7 +35,7 @@ def uri(token: Path, name: str, pin: str = "pin") -> str:
     [("object=p256", "ecdsa-p256-sha256"), ("id=%01", "ed25519"), ("object=ed;id=%02", "ed25519")],
 )
 def test_a_key_in_a_token_signs_what_its_public_key_verifies(token: Path, name: str, algorithm: str) -> None:
-    signer = Pkcs11Signer(uri(token, name))
+    signer = Pkcs11Signer(key_uri(token, name))
     try:
         assert signer.algorithm.name == algorithm
         assert len(signer.key_id) == 43
@@ -99,7 +52,7 @@ def test_a_key_in_a_token_signs_what_its_public_key_verifies(token: Path, name: 
 
 
 def test_a_token_that_hangs_is_a_typed_error(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signer = Pkcs11Signer(uri(token, "object=p256"))
+    signer = Pkcs11Signer(key_uri(token, "object=p256"))
     released = threading.Event()
     monkeypatch.setattr(pkcs11_key, "TOKEN_TIMEOUT_S", 0.05)
     monkeypatch.setattr(signer, "_sign", lambda _data: released.wait(10))
@@ -111,7 +64,7 @@ def test_a_token_that_hangs_is_a_typed_error(token: Path, monkeypatch: pytest.Mo
 
 
 def test_a_token_whose_signature_is_none_is_a_typed_error(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    signer = Pkcs11Signer(uri(token, "object=p256"))
+    signer = Pkcs11Signer(key_uri(token, "object=p256"))
     monkeypatch.setattr(signer, "_sign", lambda _data: b"short")
     with pytest.raises(TokenFailed, match="wrong length"):
         signer.sign(b"x")
@@ -121,46 +74,46 @@ def test_a_token_whose_signature_is_none_is_a_typed_error(token: Path, monkeypat
 def test_without_the_package_a_token_is_unsupported(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pkcs11", None)
     with pytest.raises(Unsupported, match="python-pkcs11"):
-        Pkcs11Signer(uri(token, "object=p256"))
+        Pkcs11Signer(key_uri(token, "object=p256"))
 
 
 def test_a_public_key_that_is_not_the_private_keys_is_refused(token: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = public_key_from_jwk(public_jwk(generate("ecdsa-p256-sha256")))
     monkeypatch.setattr(pkcs11_key, "public_key_from_jwk", lambda _jwk: foreign)
     with pytest.raises(TokenFailed, match="not that of its private key"):
-        Pkcs11Signer(uri(token, "object=p256"))
+        Pkcs11Signer(key_uri(token, "object=p256"))
 
 
 @pytest.mark.parametrize("name", ["p384", "rsa"])
 def test_a_key_of_another_kind_is_unsupported(token: Path, name: str) -> None:
     with pytest.raises(Unsupported, match="ed25519 or ecdsa-p256-sha256"):
-        Pkcs11Signer(uri(token, f"object={name}"))
+        Pkcs11Signer(key_uri(token, f"object={name}"))
 
 
 @pytest.mark.parametrize(("name", "message"), [("object=absent", "no key pair"), ("object=ed", "several keys")])
 def test_a_key_that_is_not_there_or_not_alone_is_refused(token: Path, name: str, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
-        Pkcs11Signer(uri(token, name))
+        Pkcs11Signer(key_uri(token, name))
 
 
 def test_a_wrong_pin_fails_without_telling_it(token: Path) -> None:
     wrong = token / "wrong"
-    wrong.write_text("000000")
+    wrong.write_text("00000000")
     wrong.chmod(0o600)
     with pytest.raises(TokenFailed) as caught:
-        Pkcs11Signer(uri(token, "object=p256", "wrong"))
-    assert "000000" not in f"{caught.value!r} {caught.value.__cause__!r}"
+        Pkcs11Signer(key_uri(token, "object=p256", "wrong"))
+    assert "00000000" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
 def test_a_pin_file_that_others_may_read_or_that_holds_no_pin_is_refused(token: Path) -> None:
-    for content, mode in (("314159", 0o644), ("", 0o600), ("1\n2", 0o600), ("x" * 300, 0o600), ("pän", 0o600)):
+    for content, mode in (("12345678", 0o644), ("", 0o600), ("1\n2", 0o600), ("x" * 300, 0o600), ("pän", 0o600)):
         path = token / "odd"
         path.write_text(content)
         path.chmod(mode)
         with pytest.raises(InvalidRequest, match="PIN"):
-            Pkcs11Signer(uri(token, "object=p256", "odd"))
+            Pkcs11Signer(key_uri(token, "object=p256", "odd"))
     with pytest.raises(InvalidRequest, match="cannot be read"):
-        Pkcs11Signer(uri(token, "object=p256", "absent"))
+        Pkcs11Signer(key_uri(token, "object=p256", "absent"))
 
 
 def test_a_module_that_is_none_fails(token: Path) -> None:
@@ -199,9 +152,26 @@ def test_the_command_signs_with_a_token_and_says_what_a_token_cannot(
     token: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     common = ["https://app.example/x", "--challenge", "AQAAAAc" + "A" * 53]
-    assert main(["sign", *common, "--key", uri(token, "object=p256")]) == 0
+    assert main(["sign", *common, "--key", key_uri(token, "object=p256")]) == 0
     assert 'alg="ecdsa-p256-sha256"' in capsys.readouterr().out
-    assert main(["sign", *common, "--key", uri(token, "object=p256"), "--alg", "ml-dsa-65"]) == 2
-    assert main(["sign", *common, "--key", uri(token, "object=rsa")]) == 2
+    assert main(["sign", *common, "--key", key_uri(token, "object=p256"), "--alg", "ml-dsa-65"]) == 2
+    assert main(["sign", *common, "--key", key_uri(token, "object=rsa")]) == 2
     assert "ML-DSA keys are kept in files" in capsys.readouterr().err
-    assert main(["sign", *common, "--key", uri(token, "object=absent")]) == 2
+    assert main(["sign", *common, "--key", key_uri(token, "object=absent")]) == 2
+
+
+def test_the_command_prints_the_public_key_to_register(
+    token: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["public", "--key", key_uri(token, "object=p256"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["key_ids"] == [thumbprint(told["public_jwk"])]
+    assert public_key_from_jwk(told["public_jwk"]).algorithm.name == "ecdsa-p256-sha256"
+    private = generate("ml-dsa-65")
+    (tmp_path / "pq.jwk").write_text(json.dumps(private))
+    assert main(["public", "--key", key_uri(token, "object=p256"), "--key", str(tmp_path / "pq.jwk")]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"keys": [told["public_jwk"], public_jwk(private)]}
+    assert private["priv"] not in printed
+    (tmp_path / "pq.jwk").write_text('{"kty": "RSA"}')
+    assert main(["public", "--key", str(tmp_path / "pq.jwk")]) == 2
