@@ -1,9 +1,9 @@
 """One request from top to bottom: docs/reference/pch.md §4, steps 1 to 13.
 
-     1  path, route, admission, header size     verifier.admit
+     1  path and route; header, upgrade, body   verifier.admit, check_limits; then admission
    2-8  the proof                               verifier.verify
      9  nonce spent                             nonce store
-    10  policy                                  policy evaluator
+    10  evidence, policy                        evidence desk, policy evaluator
     11  content digest                          body_step; bodies that go on: ext_proc
     12  receipt durable                         receipt writer
     13  the answer                              response (built by the caller)
@@ -24,9 +24,9 @@ from extproc.challenge import RANDOM_BYTES, issue_several
 from extproc.decision import Answer, Passage, decision_draft, policy_input
 from extproc.errors import BreakerOpen, Overloaded, QuotaExceeded
 from extproc.evidence import sends_ahead
-from extproc.header_budget import check_header_budget, grants_relax, statically_engaged
+from extproc.header_budget import grants_relax, statically_engaged
 from extproc.nonce_store import SpendResult
-from extproc.verifier import VerifiedRequest, admit, verify
+from extproc.verifier import VerifiedRequest, admit, check_limits, verify
 from pch import errors
 from pch.reasons import Reason
 from policy.evaluator import PolicyError
@@ -115,10 +115,10 @@ class Pipeline:
             return Reason.EVIDENCE_KEPT
         # 1
         admitted = passage.admitted = admit(request, rules)
+        check_limits(admitted, rules)
         self._check_in_flight(rules)
         if not admitted.route.guarded:
             return Reason.UNGUARDED
-        check_header_budget(request, admitted.route)
         # 2 to 8
         ahead = await parts.evidence.sent_ahead(admitted, rules, passage.now_ms)
         verified = verify(

@@ -1,6 +1,7 @@
 """The verifier core: steps 1 to 8 of docs/reference/pch.md §4, synchronous and free of transport.
 
-    1  path, route, size of the header            admit()
+    1  path and route                             admit()
+       size of the header, upgrades, body limit   check_limits()
     2  syntax; one signature per tag              verify()
     3  channel binding present and equal
     4  algorithm allowed; key known and of that type
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Final
 from extproc.challenge import OpenChallenge, open_challenge
 from extproc.channel_binding import UNBOUND
 from extproc.evidence_claim import EvidenceClaim, envelope_bytes, read_claim
+from extproc.header_budget import check_header_budget
 from extproc.signing_keys import check_allowed, find_keys
 from pch import errors
 from pch.httpsig.derived import normalised_authority
@@ -137,11 +139,7 @@ class VerifiedRequest:
 
 
 def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
-    """Find the route of `request` and refuse what no route may carry, PCH §4 step 1.
-
-    Raises `AmbiguousPath`, `NoRoute`, `HeaderTooLarge`, `UpgradeRefused`, `BodyTooLarge`, and `OurFault` when the edge
-    and the configuration disagree about what is guarded. A guarded route's own budget is for `check_header_budget`.
-    """
+    """Find the route of `request`, PCH §4 step 1. Raises `AmbiguousPath`, `NoRoute`."""
     message = request.message
     check_target(message.target)
     try:
@@ -150,16 +148,26 @@ def admit(request: EdgeRequest, rules: Rules) -> AdmittedRequest:
         raise errors.NoRoute("the authority is not well-formed") from error
     path = message.target.partition("?")[0]
     route = rules.routes.match(authority, path, message.method)
+    return AdmittedRequest(request, route, authority, path, envelope_bytes(message) if route.guarded else 0)
+
+
+def check_limits(admitted: AdmittedRequest, rules: Rules) -> None:
+    """Refuse what no route may carry, and what this one may not, PCH §4 step 1.
+
+    Raises `HeaderTooLarge`, `HeaderBudget`, `UpgradeRefused`, `BodyTooLarge`, and `OurFault` when the edge and the
+    configuration disagree about what is guarded.
+    """
+    request, route = admitted.request, admitted.route
     if request.header_bytes > rules.config.filter.max_header_bytes:
         raise errors.HeaderTooLarge("the header is over the hard cap")
+    if route.guarded:
+        check_header_budget(request, route)
     _check_upgrade(request, route)
     if route.guarded and request.streamed:
         raise errors.OurFault("the edge streams the content of a guarded route")
-    relaxed_bytes = envelope_bytes(message) if route.guarded else 0
-    body_bytes = max(len(request.body), request.content_length or 0) - relaxed_bytes
+    body_bytes = max(len(request.body), request.content_length or 0) - admitted.envelope_bytes
     if route.guarded and (body_bytes > route.max_body_bytes or (request.body_cut and not request.deferrable)):
         raise errors.BodyTooLarge("the content is over the route's limit")
-    return AdmittedRequest(request, route, authority, path, relaxed_bytes)
 
 
 def _check_upgrade(request: EdgeRequest, route: Route) -> None:

@@ -201,3 +201,14 @@ async def test_an_actuator_engages_what_the_configuration_leaves_to_it(parts: Fi
         assert ("hints" in headers(answer)["www-authenticate"]) is expected
     plain = await parts.answer(edge_request(RequestMessage("GET", "https", AUTHORITY, "/protected", ())))
     assert not is_granted(parts, plain)
+
+
+async def test_the_budget_decides_before_upgrades_and_the_size_of_the_body(parts: FilterParts) -> None:
+    over = dataclasses.replace(big("/small"), body=bytes(100), deferrable=True)
+    assert (await parts.answer(over)).reason is Reason.HEADER_BUDGET
+    message = dataclasses.replace(over.message, headers=(*over.message.headers, ("upgrade", b"websocket")))
+    assert (await parts.answer(dataclasses.replace(over, message=message))).reason is Reason.HEADER_BUDGET
+    within = edge_request(RequestMessage("GET", "https", AUTHORITY, "/small", ()), body=bytes(100))
+    too_large = await parts.answer(within)
+    assert too_large.reason is Reason.BODY_TOO_LARGE
+    assert too_large.challenges, "every answer to a guarded request carries fresh ones (PCH §5)"
