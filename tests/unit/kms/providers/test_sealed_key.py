@@ -36,6 +36,7 @@ from kms.providers.sealed_root import (
 from kms.providers.secret_buffer import SecretBuffer, os_random
 from kms.providers.software_key import SoftwareKey, new_seed
 from tests.support.provider_parts import QUICK_ARGON2ID, QUICK_SCRYPT, kid_of, open_quick_file_provider
+from tests.support.sealed_fuzz import fuzz_sealed_key, fuzz_sealed_root
 
 DIGEST = bytes(32)
 STORE = bytes(range(16))
@@ -136,24 +137,6 @@ def test_no_two_files_are_sealed_under_one_key() -> None:
         with derive_seal_key(MASTER, bytes.fromhex(handle), b"signet-kms sealed key v1") as key:
             keys.add(bytes(key.view))
     assert len(keys) == 200
-
-
-def fuzz_sealed_key(data: bytes) -> None:
-    """Fuzz target: any bytes are refused by SealedFileError, or parse and write back as they were."""
-    try:
-        header, ciphertext = parse_sealed_key(data)
-    except SealedFileError:
-        return
-    assert header.encode() + ciphertext == data
-
-
-def fuzz_sealed_root(data: bytes) -> None:
-    """Fuzz target: any bytes are refused by SealedFileError, or parse and write back as they were."""
-    try:
-        header, ciphertext = parse_sealed_root(data)
-    except SealedFileError:
-        return
-    assert header.encode() + ciphertext == data
 
 
 SAMPLE = sealed(Primitive.ED25519)[1]
