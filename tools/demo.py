@@ -216,7 +216,9 @@ def main() -> int:
     """Run the demonstration. Returns 0 when everything was as told."""
     with tempfile.TemporaryDirectory(prefix="signet-demo-") as folder:
         try:
-            with Stack(StackSettings(Path(folder), Ports.free(), routes=(*PROOF_ROUTES, *DEMO_ROUTES))) as stack:
+            with Stack(
+                StackSettings(Path(folder), Ports.free(), routes=(*PROOF_ROUTES, *DEMO_ROUTES), kms=True)
+            ) as stack:
                 demo = Demo(stack)
                 demo.tell()
         except StackError as error:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Start and stop the whole local stack: Envoy, the filter, its admin process, an example app, and what they need.
+"""Start and stop the whole local stack: Envoy, the filter, its key service and admin process, an example app.
 
-    python tools/stack.py up [--edge a|b|native-none] [--nonce-store sqlite|redis] [--free-ports] [--var DIR]
+    python tools/stack.py up [--edge a|b|native-none] [--nonce-store sqlite|redis] [--no-kms] [--free-ports] [--var DIR]
     python tools/stack.py down | status | restart PART [--var DIR]
 
 `up` writes DIR/stack.json when everything answers, and names the port in use when it cannot start. Stacks in different
@@ -197,6 +197,7 @@ def _settings(options: argparse.Namespace) -> StackSettings:
         ports=Ports.free() if options.free_ports else Ports(),
         edge=options.edge,
         nonce_store=options.nonce_store,
+        kms=options.kms,
     )
 
 
@@ -209,6 +210,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "up":
             command.add_argument("--edge", choices=EDGES, default="a")
             command.add_argument("--nonce-store", choices=NONCE_STORES[:2], default="sqlite")
+            command.add_argument(
+                "--no-kms", dest="kms", action="store_false", help="keep the filter's keys in files of its own"
+            )
             command.add_argument("--free-ports", action="store_true", help="take free ports, not the usual ones")
         if name == "restart":
             command.add_argument("part")

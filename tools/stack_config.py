@@ -6,7 +6,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,19 +43,22 @@ class StackError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """TCP ports on loopback. `redis` is used only with the Redis nonce store."""
+    """TCP ports on loopback. `redis` is used only with the Redis nonce store, `kms…` only with the key service."""
 
     https: int = 8443
     envoy_admin: int = 9901
     admin: int = 8080
     app: int = 8088
     redis: int = 6379
+    kms: int = 9446
+    kms_grpc: int = 9445
+    kms_metrics: int = 9909
 
     @classmethod
     def free(cls) -> Ports:
         """Take ports that no one listens on now."""
         with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.socket()) for _ in range(5)]
+            sockets = [stack.enter_context(socket.socket()) for _ in fields(cls)]
             for each in sockets:
                 each.bind(("127.0.0.1", 0))
             return cls(*(each.getsockname()[1] for each in sockets))
@@ -69,7 +72,7 @@ class StackSettings:
     `filter_command` and `admin_command`: argv with `{python}`, `{config}` and `{var}` filled in; an empty admin
     command starts none; `app_command` has `{port}`, `{log}` and `{repository}` too. `upstream`: how Envoy speaks to the
     app, `http1` or `http2`. `app_dial_port` and `redis_dial_port`: where Envoy finds the app and the filter Redis, when
-    something stands between.
+    something stands between. `kms`: whether the filter's keys are with a key service, which then starts before it.
     """
 
     var: Path
@@ -94,6 +97,7 @@ class StackSettings:
     environ: Mapping[str, str] = field(default_factory=dict)
     toml: Mapping[str, Mapping[str, str | int | bool]] = field(default_factory=dict)
     routes: tuple[Route, ...] = DEMO_ROUTES
+    kms: bool = False
 
     def __post_init__(self) -> None:
         if self.edge not in EDGES:
@@ -127,6 +131,9 @@ class StackSettings:
             del ports["redis"]
         if not self.admin_command:
             del ports["admin"]
+        if not self.kms:
+            for name in ("kms", "kms_grpc", "kms_metrics"):
+                del ports[name]
         return ports
 
 
@@ -187,6 +194,46 @@ class StackFiles:
         return self.var / "keyring.json"
 
     @property
+    def receipt_log(self) -> Path:
+        """The transparency log of the receipts."""
+        return self.var / "receipt-log"
+
+    @property
+    def kms(self) -> Path:
+        """Everything of the key service; mode 0700."""
+        return self.var / "kms"
+
+    @property
+    def kms_toml(self) -> Path:
+        """The key service's configuration."""
+        return self.kms / "kms.toml"
+
+    @property
+    def kms_root(self) -> Path:
+        """The key that capabilities are minted under."""
+        return self.kms / "root-key.json"
+
+    @property
+    def kms_passphrase(self) -> Path:
+        """What the sealed keys are under."""
+        return self.kms / "passphrase"
+
+    @property
+    def kms_keys(self) -> Path:
+        """The names of the filter's keys."""
+        return self.kms / "filter-keys.json"
+
+    @property
+    def kms_filter_token(self) -> Path:
+        """The filter's capability."""
+        return self.kms / "filter.token"
+
+    @property
+    def kms_socket(self) -> Path:
+        """Where the filter reaches the key service."""
+        return self.run / "kms.sock"
+
+    @property
     def app_log(self) -> Path:
         """Every request that reached the app, one JSON line each."""
         return self.logs / "app-requests.jsonl"
@@ -213,18 +260,20 @@ def _toml_value(value: object) -> str:
     return json.dumps(value)
 
 
-def filter_toml(settings: StackSettings) -> str:
-    """Write the filter's configuration for this stack."""
+def filter_toml(settings: StackSettings, kms: Mapping[str, str | int | bool] | None = None) -> str:
+    """Write the filter's configuration for this stack. `kms`: its `[kms]`, None without a key service."""
     files = StackFiles(settings.var)
     sections: dict[str, dict[str, str | int | bool]] = {
         "filter": {"realm": "signet", "socket_dir": "run", "workers": 2},
         "nonce_store": {"kind": settings.nonce_store},
         "receipts": {"url": "sqlite:receipts.sqlite3"},
-        "log": {"dir": "receipt-log"},  # var/log holds what the processes write to stderr.
+        "log": {"dir": files.receipt_log.name},  # var/log holds what the processes write to stderr.
         "keyring": {"path": files.keyring.name},
         "sealing": {"path": "sealing.json"},
         "admin": {"host": "127.0.0.1", "port": settings.ports.admin},
     }
+    if kms is not None:
+        sections["kms"] = dict(kms)
     if settings.nonce_store == "sqlite":
         sections["nonce_store"]["path"] = "nonces.sqlite3"
     if settings.nonce_store == "redis":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from tools.stack_certs import ensure_demo_key, ensure_server_certificate
 from tools.stack_config import REPOSITORY, StackError, StackFiles, filter_toml
 from tools.stack_envoy import HAPROXY_CFG, TLS_MODULE, envoy_binary, write_envoy_config
+from tools.stack_kms import kms_command, kms_ready, prepare_kms, provision_kms
 from tools.stack_process import RUN_ID_VARIABLE, Part
 
 if TYPE_CHECKING:
@@ -32,10 +33,14 @@ PROBE_TIMEOUT_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class PlannedPart:
-    """A part and the question whether it is ready, which never blocks for long and never raises for "not yet"."""
+    """A part and the question whether it is ready, which never blocks for long and never raises for "not yet".
+
+    `then`: what is to be done once it is, before the next part starts. Raises `StackError`.
+    """
 
     part: Part
     ready: Callable[[], bool]
+    then: Callable[[], None] = lambda: None
 
 
 def prepare(settings: StackSettings) -> None:
@@ -47,6 +52,8 @@ def prepare(settings: StackSettings) -> None:
     ensure_server_certificate(files.tls)
     ensure_demo_key(files.demo_key, files.keyring)
     files.toml.write_text(filter_toml(settings))
+    if settings.kms:
+        prepare_kms(settings)
     if settings.edge == "a":
         build_tls_module()
     if settings.edge == "b" and shutil.which("haproxy") is None:
@@ -83,6 +90,9 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
     parts = [PlannedPart(part("app", app), lambda: _listens(ports.app))]
     if settings.nonce_store == "redis":
         parts.append(PlannedPart(part("redis", _redis(settings)), lambda: _listens(ports.redis)))
+    if settings.kms:
+        kms = part("kms", kms_command(settings))
+        parts.append(PlannedPart(kms, lambda: kms_ready(settings), lambda: _write_toml_with_kms(settings)))
     filter_argv = tuple(word.format(**words) for word in settings.filter_command)
     sockets = [files.socket(worker) for worker in range(FILTER_WORKERS)]
     parts.append(
@@ -105,6 +115,10 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
         haproxy = ("haproxy", "-db", "-f", str(HAPROXY_CFG))
         parts.append(PlannedPart(part("haproxy", haproxy, lambda: names), lambda: _listens(ports.https)))
     return parts
+
+
+def _write_toml_with_kms(settings: StackSettings) -> None:
+    StackFiles(settings.var).toml.write_text(filter_toml(settings, provision_kms(settings)))
 
 
 def _redis(settings: StackSettings) -> tuple[str, ...]:

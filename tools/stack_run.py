@@ -89,6 +89,7 @@ class StackRun:
                 how = f"ended with {part.exit_status}" if part.exit_status is not None else "was not ready in time"
                 raise StackError(f"{part.name} {how}; end of {part.log}:\n{part.log_tail(LOG_LINES_ON_FAILURE)}")
             time.sleep(POLL_S)
+        planned.then()
 
     def _serve_control(self) -> None:
         """Answer `stop NAME`, `start NAME` and `restart NAME` on a UNIX socket, and notice parts that end."""
@@ -164,8 +165,23 @@ class StackRun:
             "ports": asdict(ports),
             "pids": {each.part.name: each.part.pid for each in self._parts if each.part.pid is not None},
             "logs": {each.part.name: str(each.part.log) for each in self._parts},
+            "kms": self._kms(),
             "run_id": self._run_id,
             "supervisor": os.getpid(),
+        }
+
+    def _kms(self) -> dict[str, str] | None:
+        """Say where the key service is, and what mints its capabilities."""
+        files, ports = self._files, self._settings.ports
+        if not self._settings.kms:
+            return None
+        return {
+            "http": f"http://127.0.0.1:{ports.kms}",
+            "grpc": f"127.0.0.1:{ports.kms_grpc}",
+            "metrics": f"http://127.0.0.1:{ports.kms_metrics}",
+            "socket": str(files.kms_socket),
+            "config": str(files.kms_toml),
+            "root_key_file": str(files.kms_root),
         }
 
     def _end(self) -> None:

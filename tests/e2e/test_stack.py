@@ -51,13 +51,13 @@ def test_command_line_starts_a_whole_stack_once_and_stops_it(var: Path) -> None:
     assert state["https"].startswith("https://127.0.0.1:")
     for name in ("ca", "config", "demo_key", "keyring", "envoy_config"):
         assert Path(state[name]).is_file(), name
-    assert {"app", "filter", "admin", "envoy"} == set(state["pids"]) == set(state["logs"])
+    assert {"app", "kms", "filter", "admin", "envoy"} == set(state["pids"]) == set(state["logs"])
     again = command("up", "--free-ports", "--var", str(var))
     assert again.returncode == 0
     assert "already running" in again.stdout
     assert command("status", "--var", str(var)).returncode == 0
     mine = list(processes_of_run(state["run_id"]))
-    assert len(mine) >= 6, "supervisor, app, filter and its workers, admin, envoy"
+    assert len(mine) >= 8, "supervisor, app, key service and its worker, filter and its workers, admin, envoy"
     stopped = command("down", "--var", str(var))
     assert stopped.stdout == "signet: stopped\n"
     assert not [each for each in mine if each.alive()]
