@@ -38,7 +38,8 @@ class Phase(StrEnum):
 class Seen:
     """What upstream did since the last tick: ordinary outcomes, and those of probes, apart.
 
-    `failed`: no answer, or one of 5xx; `slow`: answered later than the plan's limit, whatever the status.
+    `failed`: no answer, or one of 5xx; `slow`: answered later than the plan's limit, whatever the status. `probes` were
+    told of; how many were sent is for the budget alone.
     """
 
     samples: int = 0
@@ -46,6 +47,7 @@ class Seen:
     slow: int = 0
     probes: int = 0
     probes_failed: int = 0
+    probes_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,13 +96,10 @@ class _Breaker:
 
 
 class BreakerBank:
-    """Owned by one event loop. `routes`: names of the guarded routes. `workers`: among how many probes are divided."""
+    """Owned by one event loop. `routes`: names of the guarded routes."""
 
-    def __init__(
-        self, plan: BreakerPlan, routes: Sequence[str], signals: Signals, *, workers: int, now_ms: int
-    ) -> None:
+    def __init__(self, plan: BreakerPlan, routes: Sequence[str], signals: Signals, *, now_ms: int) -> None:
         self._plan, self._signals = plan, signals
-        self._workers = max(1, workers)
         self._numbers = {name: number for number, name in enumerate(routes)}
         self._breakers = [self._new(number, now_ms) for number in range(len(routes))]
 
@@ -112,12 +109,7 @@ class BreakerBank:
             state=BreakerState(since_ms=now_ms),
             floor=AdmissionFloor(plan.floor_share, plan.floor_window_ms),
             floor_share=plan.floor_share,
-            # Rounded up: together the workers send at least the probes that are needed.
-            probes=ProbeBudget(
-                -(-plan.probes_needed // self._workers) + plan.probes_may_fail,
-                max(1, plan.max_probes_in_flight // self._workers),
-                plan.probe_timeout_ms,
-            ),
+            probes=ProbeBudget(plan.probes_needed, plan.max_probes_in_flight, plan.probe_timeout_ms),
             # What others heard before this worker came is history.
             read=self._signals.totals(number),
         )
@@ -143,15 +135,22 @@ class BreakerBank:
         wanted = max(floor_share, self._plan.floor_share)
         if wanted != breaker.floor_share:
             breaker.floor_share, breaker.floor = wanted, AdmissionFloor(wanted, self._plan.floor_window_ms)
-        return choose(
+        done = choose(
             breaker.state,
             subject=subject,
             now_ms=now_ms,
             floor=breaker.floor,
-            probes=breaker.probes,
+            may_probe=breaker.state.phase is Phase.HALF_OPEN and self._may_probe(number),
             may_fall_back=may_fall_back,
             relaxing=breaker.relaxing,
         )
+        if done.action is Action.PROBE:
+            self._signals.add(number, Seen(probes_sent=1))
+        return done
+
+    def _may_probe(self, number: int) -> bool:
+        totals = self._signals.totals(number)
+        return self._breakers[number].probes.may_send(totals.probes_sent, totals.probes)
 
     def ended(
         self, route: str, status: int | None, app_us: int | None, flags: Sequence[str], *, probe_epoch: int | None
@@ -173,23 +172,25 @@ class BreakerBank:
         if probe_epoch is None:
             self._signals.add(number, Seen(samples=1, failed=int(failed), slow=int(slow)))
         elif probe_epoch == breaker.state.epoch:
-            breaker.probes.told(probe_epoch)
             self._signals.add(number, Seen(probes=1, probes_failed=int(failed or slow)))
 
     def tick(self, now_ms: int) -> None:
         """Move every breaker on by what all workers heard since the last tick."""
         for name, number in self._numbers.items():
             breaker = self._breakers[number]
-            overdue = breaker.probes.overdue(breaker.state.epoch, now_ms)
-            if overdue:
-                self._signals.add(number, Seen(probes=overdue, probes_failed=overdue))
             totals = self._signals.totals(number)
             seen, breaker.read = _since(breaker.read, totals), totals
             before = breaker.state
+            if before.phase is Phase.HALF_OPEN:
+                # Every worker sees the same sums and comes to the same number: this one is not told to the others.
+                lost = breaker.probes.lost(totals.probes_sent, totals.probes, now_ms)
+                seen = replace(seen, probes=seen.probes + lost, probes_failed=seen.probes_failed + lost)
             state = advance(before, seen, now_ms, self._plan)
             for theirs in self._signals.states(number):
                 state = _adopt(state, theirs)
             breaker.state = state
+            if state.phase is Phase.HALF_OPEN and before.phase is not Phase.HALF_OPEN:
+                breaker.probes.begin(totals.probes_sent, totals.probes, now_ms)
             breaker.relaxing = is_relaxing(state, self._plan, was=breaker.relaxing)
             self._signals.tell(number, state)
             if state.phase is not before.phase:
@@ -225,6 +226,7 @@ def _plus(one: Seen, other: Seen) -> Seen:
         one.slow + other.slow,
         one.probes + other.probes,
         one.probes_failed + other.probes_failed,
+        one.probes_sent + other.probes_sent,
     )
 
 

@@ -1,43 +1,40 @@
-"""How many requests may try whether upstream is well again (docs/reference/breaker.md §4)."""
+"""How many requests may try whether upstream is well again (docs/reference/breaker.md §4).
+
+All workers of a host send probes and any of them may hear how one ended, so the budget counts with the sums of all.
+"""
 
 from __future__ import annotations
-
-import collections
 
 
 class ProbeBudget:
     """Probes of one half-open phase. Owned by one event loop, one for each breaker.
 
-    `max_probes`: how many are sent in one phase at the most; `max_in_flight`: how many may be out at once. A probe of
-    which nothing is heard for `timeout_ms` counts as failed: an upstream that swallows requests is not well.
+    `max_probes`: how many are sent in one phase at the most; `max_in_flight`: how many may be out at once. When nothing
+    is heard for `timeout_ms`, those that are out count as failed: an upstream that swallows requests is not well.
     """
 
     def __init__(self, max_probes: int, max_in_flight: int, timeout_ms: int) -> None:
         self._max_probes, self._max_in_flight, self._timeout_ms = max_probes, max_in_flight, timeout_ms
-        self._epoch = -1
-        self._sent = 0
-        self._out: collections.deque[int] = collections.deque()
+        self._sent_before = self._told_before = self._lost = 0
+        self._seen = (0, 0)
+        self._moved_ms = 0
 
-    def take(self, epoch: int, now_ms: int) -> bool:
-        """Take one probe of the phase that `epoch` names, if there is one left."""
-        if epoch != self._epoch:
-            self._epoch, self._sent = epoch, 0
-            self._out.clear()
-        if self._sent >= self._max_probes or len(self._out) >= self._max_in_flight:
-            return False
-        self._sent += 1
-        self._out.append(now_ms)
-        return True
+    def begin(self, sent: int, told: int, now_ms: int) -> None:
+        """Begin a phase. `sent` and `told`: the sums of all workers so far."""
+        self._sent_before, self._told_before, self._lost = sent, told, 0
+        self._seen, self._moved_ms = (sent, told), now_ms
 
-    def told(self, epoch: int) -> None:
-        """Note that a probe of this phase was heard of; one of an older phase changes nothing."""
-        if epoch == self._epoch and self._out:
-            self._out.popleft()
+    def may_send(self, sent: int, told: int) -> bool:
+        """Tell whether one more may be sent."""
+        sent, told = sent - self._sent_before, told - self._told_before
+        return sent < self._max_probes + self._lost and sent - told - self._lost < self._max_in_flight
 
-    def overdue(self, epoch: int, now_ms: int) -> int:
-        """Take away the probes of this phase that nothing was heard of, and tell how many they were."""
-        count = 0
-        while epoch == self._epoch and self._out and now_ms - self._out[0] >= self._timeout_ms:
-            self._out.popleft()
-            count += 1
-        return count
+    def lost(self, sent: int, told: int, now_ms: int) -> int:
+        """Give how many are given up now."""
+        if (sent, told) != self._seen:
+            self._seen, self._moved_ms = (sent, told), now_ms
+        out = (sent - self._sent_before) - (told - self._told_before) - self._lost
+        if out <= 0 or now_ms - self._moved_ms < self._timeout_ms:
+            return 0
+        self._lost += out
+        return out

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS: Final = 64
 MAX_ROUTES: Final = 1_024
-_COUNTERS: Final = 5
+_COUNTERS: Final = 6
 _STATE_WORDS: Final = 6
 _ROW_WORDS: Final = _COUNTERS + 1 + _STATE_WORDS
 _WORD_BYTES: Final = 8
@@ -60,7 +60,8 @@ class SignalBoard:
     def add(self, route: int, seen: Seen) -> None:
         """Add to this worker's counters of one route."""
         start = self._row(self._index, route)
-        for offset, value in enumerate((seen.samples, seen.failed, seen.slow, seen.probes, seen.probes_failed)):
+        counts = (seen.samples, seen.failed, seen.slow, seen.probes, seen.probes_failed, seen.probes_sent)
+        for offset, value in enumerate(counts):
             self._words[start + offset] += value
 
     def totals(self, route: int) -> Seen:
@@ -71,8 +72,8 @@ class SignalBoard:
             for offset in range(_COUNTERS):
                 sums[offset] += self._words[start + offset]
         # A probe is counted before its failure, and read the other way round it would look impossible.
-        samples, failed, slow, probes, probes_failed = sums
-        return Seen(samples, min(failed, samples), min(slow, samples), probes, min(probes_failed, probes))
+        samples, failed, slow, probes, probes_failed, sent = sums
+        return Seen(samples, min(failed, samples), min(slow, samples), probes, min(probes_failed, probes), sent)
 
     def tell(self, route: int, state: BreakerState) -> None:
         """Write this worker's view of one breaker."""

@@ -14,7 +14,6 @@ from extproc.breaker import BreakerState, Phase
 if TYPE_CHECKING:
     from extproc.admission_floor import AdmissionFloor
     from extproc.plan import BreakerPlan
-    from extproc.probe_budget import ProbeBudget
 
 
 class Action(StrEnum):
@@ -50,17 +49,18 @@ def choose(
     subject: str,
     now_ms: int,
     floor: AdmissionFloor,
-    probes: ProbeBudget,
+    may_probe: bool,
     may_fall_back: bool,
     relaxing: bool,
 ) -> StressAction:
     """Choose for one request of `subject`.
 
-    `may_fall_back`: policy accepts the classical half of a hybrid here. `relaxing`: headers are being trimmed.
+    `may_probe`: the phase's budget has a probe left. `may_fall_back`: policy accepts the classical half of a hybrid
+    here. `relaxing`: headers are being trimmed.
     """
     if state.phase is Phase.CLOSED:
         action = Action.RELAX_HEADER_BUDGET if relaxing else Action.ATTEMPT
-    elif state.phase is Phase.HALF_OPEN and probes.take(state.epoch, now_ms):
+    elif state.phase is Phase.HALF_OPEN and may_probe:
         action = Action.PROBE
     elif floor.admit(subject, now_ms):
         action = Action.FALLBACK_CLASSIC if may_fall_back else Action.ATTEMPT

@@ -104,7 +104,7 @@ class StressDesk:
         if names and workers > 1:
             signals = self._board = self._open_board(config.filter.socket_dir, names, workers) or signals  # type: ignore[assignment]
         self._names = names
-        self._bank = BreakerBank(self._plan, names, signals, workers=workers, now_ms=self._now_ms())
+        self._bank = BreakerBank(self._plan, names, signals, now_ms=self._now_ms())
         if old is not None:
             old.close()
 

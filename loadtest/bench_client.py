@@ -72,6 +72,10 @@ class LoadConnection:
         return self._send("POST", path, body)
 
     def _send(self, method: str, path: str, body: bytes) -> int:
+        return self._exchange(self.make(method, path, body), body)
+
+    def make(self, method: str, path: str, body: bytes) -> bytes:
+        """Sign one request with the newest challenge; returns its head."""
         challenge = self._challenge.decode() if self._challenge else _FIXED
         message = RequestMessage(method, "https", self._authority, path, ())
         proof = sign_request(
@@ -87,7 +91,7 @@ class LoadConnection:
         start = f"{method} {path} HTTP/1.1\r\nhost: {self._authority}\r\n".encode()
         if body:
             fields += b"content-length: %d\r\n" % len(body)
-        return self._exchange(start + fields + b"\r\n", body)
+        return start + fields + b"\r\n"
 
     def _exchange(self, head: bytes, body: bytes = b"") -> int:
         self._tls.sendall(head)

@@ -29,7 +29,7 @@ class Host:
     def __init__(self, folder: Path, workers: int = 2) -> None:
         self.now_ms = 1_000_000
         boards = [SignalBoard(folder, ROUTES, index, workers) for index in range(workers)]
-        self.banks = [BreakerBank(PLAN, ROUTES, board, workers=workers, now_ms=self.now_ms) for board in boards]
+        self.banks = [BreakerBank(PLAN, ROUTES, board, now_ms=self.now_ms) for board in boards]
 
     def tick(self, milliseconds: int = 100) -> None:
         self.now_ms += milliseconds
@@ -136,9 +136,29 @@ def test_probes_of_which_nothing_is_heard_open_it_again(host: Host) -> None:
     to_half_open(host)
     for _ in range(2):
         assert host.banks[1].choose("a", "s", host.now_ms).action is Action.PROBE
+    host.tick()
     host.tick(2_000)
     host.tick()
     assert host.phases() == [Phase.OPEN, Phase.OPEN]
+
+
+def test_a_probe_that_one_worker_sent_may_be_heard_of_by_another(host: Host) -> None:
+    epoch = to_half_open(host)
+    sender, hearer = host.banks
+    for _ in range(4):
+        assert sender.choose("a", "s", host.now_ms).action is Action.PROBE
+        hearer.ended("a", 200, 10, (), probe_epoch=epoch)
+    host.tick()
+    assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
+
+
+def test_probes_are_bounded_at_once_over_all_workers(host: Host) -> None:
+    epoch = to_half_open(host)
+    actions = [host.banks[number % 2].choose("a", "s", host.now_ms).action for number in range(10)]
+    assert actions.count(Action.PROBE) == 4
+    host.banks[0].ended("a", 200, 10, (), probe_epoch=epoch)
+    # Four are needed and four were sent: no further one is.
+    assert host.banks[1].choose("a", "s", host.now_ms).action is not Action.PROBE
 
 
 def test_a_probe_of_an_older_phase_decides_nothing(host: Host) -> None:
@@ -152,7 +172,7 @@ def test_a_probe_of_an_older_phase_decides_nothing(host: Host) -> None:
 
 def test_a_worker_that_comes_later_takes_over_the_state_and_none_of_the_history(host: Host, tmp_path: Path) -> None:
     host.trip()
-    late = BreakerBank(PLAN, ROUTES, SignalBoard(tmp_path, ROUTES, 1, 2), workers=2, now_ms=host.now_ms)
+    late = BreakerBank(PLAN, ROUTES, SignalBoard(tmp_path, ROUTES, 1, 2), now_ms=host.now_ms)
     assert late.state("a").phase is Phase.CLOSED
     late.tick(host.now_ms)
     assert late.state("a").phase is Phase.OPEN
@@ -191,7 +211,7 @@ def test_a_route_without_a_breaker_is_always_attempted(host: Host) -> None:
 
 
 def test_a_worker_alone_needs_no_board() -> None:
-    bank = BreakerBank(PLAN, ROUTES, OwnSignals(2), workers=1, now_ms=0)
+    bank = BreakerBank(PLAN, ROUTES, OwnSignals(2), now_ms=0)
     for tick in range(1, 4):
         for _ in range(10):
             bank.ended("b", 503, 10, (), probe_epoch=None)
