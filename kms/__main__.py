@@ -58,6 +58,9 @@ def _serve(args: argparse.Namespace) -> int:
 def _service(args: argparse.Namespace) -> int:
     from kms.config import load_config
     from kms.listeners import adopt, bind_all
+    from kms.tls_floor import set_grpc_floor
+
+    set_grpc_floor()
     from kms.server import run_service
 
     flags = config_flags(args)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from kms.config_values import ConfigError
+from kms.tls_floor import grpc_floor_is_set
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from kms.config_sections import TlsSection
-
-# gRPC's own TLS has no setting for the least version. Its 1.2 suites can be set, though: with a pre-shared-key suite
-# alone, and no such key, no 1.2 handshake ever ends well; 1.3 suites are not affected.
-GRPC_SUITES_ENV: Final = "GRPC_SSL_CIPHER_SUITES"
-GRPC_NO_TLS12: Final = "ECDHE-PSK-CHACHA20-POLY1305"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +48,9 @@ class TlsFiles:
         return True
 
     def grpc_credentials(self) -> Any:
-        """Make gRPC's credentials, which read the files again whenever they changed."""
-        os.environ[GRPC_SUITES_ENV] = GRPC_NO_TLS12
+        """Make gRPC's credentials, which read the files again whenever they changed. Raises ConfigError."""
+        if not grpc_floor_is_set():
+            raise ConfigError("grpc_addr: its TLS would take versions below 1.3")
         demands_client = self._client_ca is not None
         stamp = self._look()
 
