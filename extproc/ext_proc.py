@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("signet.ext_proc")
 SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 MAX_STREAMS: Final = 256
-"""Bodies on their way at once in one worker, each with one chunk (Envoy: 128 KiB) held back. Two workers' are a quarter of
-what Envoy has open to the filter (envoy.yaml: max_requests), so that slow uploads never keep a Check waiting."""
+"""Bodies on their way at once in one worker, each with one chunk (Envoy: 128 KiB) held back. Two workers' are a quarter
+of what Envoy has open to the filter (envoy.yaml: max_requests), so that slow uploads never keep a Check waiting."""
 MAX_HELD_BYTES: Final = 67_108_864
 """What bodies that are held whole may take up at once in one worker."""
 IDLE_TIMEOUT_S: Final = 330.0
