@@ -21,6 +21,7 @@ from tests.conformance.definitions import (
     before_the_proof,
     client,
     connection,
+    evidence,
     keys_and_signatures,
     syntax,
 )
@@ -35,6 +36,7 @@ VERIFIER: dict[str, tuple[Case, ...]] = {
     "connection": connection.CASES,
     "keys-and-signatures": keys_and_signatures.CASES,
     "after-the-proof": after_the_proof.CASES,
+    "evidence": evidence.CASES,
 }
 CLIENT: dict[str, tuple[dict[str, Any], ...]] = {
     "client-signs": client.SIGN,

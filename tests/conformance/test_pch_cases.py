@@ -273,7 +273,7 @@ def test_there_are_enough_cases_of_every_kind_and_reason() -> None:
     ids = [case["id"] for case in (*verified, *asked)]
     assert len(set(ids)) == len(ids) >= 350
     reasons = {step["expect"]["reason"] for case in verified for step in case["steps"]}
-    later = {"evidence_rejected", "quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
+    later = {"quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
     assert reasons >= {str(reason) for reason in ANSWERS} - later
     assert reasons >= {"allowed", "unguarded"}
 

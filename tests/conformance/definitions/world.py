@@ -38,6 +38,7 @@ ROUTES: Final[list[dict[str, Any]]] = [
     {"name": "p256-only", "path": "/p256", "algorithms": [P256]},
     {"name": "classical", "path": "/classical", "algorithms": [ED, P256]},
     {"name": "pq", "path": "/pq", "mode": "pq_only", "algorithms": [M65, HYBRID]},
+    {"name": "evidence", "path": "/evidence", "evidence": "required"},
     {"name": "hybrid", "path": "/hybrid/**", "algorithms": [HYBRID, P256_HYBRID]},
     {"name": "either", "path": "/either", "mode": "or", "algorithms": [HYBRID, ED, M65]},
     {"name": "either-listed", "path": "/either-listed", "mode": "or", "algorithms": [HYBRID]},
