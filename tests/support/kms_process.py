@@ -15,6 +15,7 @@ from kms.client import Endpoint, KmsClient, TokenFile
 from kms.errors import KmsError
 from kms.messages import CreateKeyRequest
 from kms.mint import Grant, mint
+from kms.private_file import replace_private
 from kms.root_key import create_root_file, read_roots
 
 START_TIMEOUT_S = 20.0
@@ -82,9 +83,7 @@ passphrase_file = "{passphrase}"
 
     def token_file(self, grant: Grant, name: str = "token") -> Path:
         path = self.folder / name
-        path.unlink(missing_ok=True)
-        path.touch(mode=0o600)
-        path.write_text(mint(read_roots(self.root_file)[-1], grant, int(time.time()), os.urandom)[0])
+        replace_private(path, mint(read_roots(self.root_file)[-1], grant, int(time.time()), os.urandom)[0].encode())
         return path
 
     def client(

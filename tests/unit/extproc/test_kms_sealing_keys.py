@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -62,7 +63,7 @@ class Opened:
         self.keys: list[KmsSealingKeys] = []
 
     def worker(self, *, clock_ms: Callable[[], int] = now_ms, wait_s: float = 5.0) -> KmsSealingKeys:
-        client = self.service.client(timeout_s=1.0, name=f"worker-{len(self.keys)}")
+        client = self.service.client(timeout_s=1.0, name=f"worker-{uuid.uuid4()}")
         keys = KmsSealingKeys(self.path, client, self.key, clock_ms, MAX_AGE_S)
         self.keys.append(keys)
         keys.start(wait_s)
