@@ -65,19 +65,24 @@ class Attestations:
         if self.requirement == "never":
             return None
         if provider.attestation_class is None:
-            return self._missing(None)
+            self._check_missing(None)
+            return None
         key = (provider.name, handle)
         entry = self._entries.get(key)
         if entry is not None:
             kept_s = FRESH_S if entry.attestation is not None else RETRY_S
             if self._clock.monotonic_s() - entry.taken_s <= kept_s:
-                return entry.attestation if entry.attestation is not None else self._missing(None)
+                if entry.attestation is None:
+                    self._check_missing(None)
+                return entry.attestation
         attestation, cause = await self._take(tenant, provider, handle)
         self._entries[key] = _Entry(attestation, self._clock.monotonic_s())
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
-        return attestation if attestation is not None else self._missing(cause)
+        if attestation is None:
+            self._check_missing(cause)
+        return attestation
 
     async def _take(
         self, tenant: str, provider: Provider, handle: KeyHandle
@@ -96,6 +101,6 @@ class Attestations:
         self._telemetry.attest.labels(provider.name, "err" if attestation is None else "ok").inc()
         return attestation, None
 
-    def _missing(self, cause: Exception | None) -> None:
+    def _check_missing(self, cause: Exception | None) -> None:
         if self.requirement == "required":
             raise AttestationMissing("attestation is required and not there") from cause

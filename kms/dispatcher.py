@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -148,11 +149,9 @@ class Dispatcher:
     async def drain(self, deadline_s: float) -> int:
         """Begin nothing new and wait for what is under way; give how many operations were left at the deadline."""
         self._draining = True
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(deadline_s):
                 await self._idle.wait()
-        except TimeoutError:
-            pass
         return self.under_way
 
     async def settle(self, *, at_start: bool = False) -> None:

@@ -48,7 +48,8 @@ class OpAnswers(Generic[T]):
 
     def find(self, key: OpKey, request_digest: bytes, now_ms: int) -> OpAnswer[T] | None:
         """Give the answer to the same request, or None. Raises Conflict when the op_id was used for another one."""
-        found = self._tenants.get(key.tenant, {}).get(key)
+        answers = self._tenants.get(key.tenant)
+        found = None if answers is None else answers.get(key)
         if found is None or now_ms - found.created_ms > OP_TTL_MS:
             return None
         if found.request_digest != request_digest:

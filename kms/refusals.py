@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from kms.audit_event import AuditEvent
-from kms.errors import KmsError
+from kms.errors import Backpressure, KmsError
 
 if TYPE_CHECKING:
     from kms.audit_event import AuditLog
@@ -42,18 +42,20 @@ class Refusals:
         payload_b3: str,
         op_id: str,
     ) -> None:
-        """Write one refusal, or count it. Never raises KmsError: the caller hears of the refusal itself."""
+        """Write one refusal, or count it. Never raises KmsError: the caller hears of the refusal itself.
+
+        One for want of room is only counted: it is answered at once, and does not wait for a disk (P-6).
+        """
         now_s = self._clock.monotonic_s()
         self._tokens = min(REFUSALS_PER_S, self._tokens + (now_s - self._at_s) * REFUSALS_PER_S)
         self._at_s = now_s
         written = False
-        if self._tokens >= 1 and self._audit.writable() is None:
+        if not isinstance(error, Backpressure) and self._tokens >= 1 and self._audit.writable() is None:
             self._tokens -= 1
             event = AuditEvent(op, error.code.value, error.reason, tenant, kid, "", payload_b3, op_id, context)
             written = await self._append(event)
         if not written:
             self._count(f"{op}:{error.reason}")
-        await self.flush()
 
     async def flush(self, *, now: bool = False) -> None:
         """Write the counts when their time has come, or at once."""

@@ -25,12 +25,24 @@ async def test_refusals_beyond_the_rate_are_counts_and_none_is_lost() -> None:
         await stage.refuse()
     await stage.refuse("verify")
     assert len(stage.audit.events) == REFUSALS_PER_S
+    await stage.refusals.flush()
+    assert stage.audit.of("refusals") == []
     stage.hand.now_s += 1.0
     await stage.refuse()
+    for _ in range(2):
+        await stage.refusals.flush()
     assert stage.audit.events[-1].detail == {"sign:unauth": "7", "verify:unauth": "1"}
     assert stage.audit.events[-2].op == "sign"
     await stage.refusals.flush(now=True)
     assert len(stage.audit.of("refusals")) == 1
+
+
+async def test_a_refusal_for_want_of_room_waits_for_no_disk() -> None:
+    stage = Stage()
+    await stage.refuse(error=Backpressure("full"))
+    assert stage.audit.events == []
+    await stage.refusals.flush(now=True)
+    assert stage.audit.events[0].detail == {"sign:backpressure": "1"}
 
 
 @pytest.mark.parametrize("error", [StoreUnavailable("disk"), Backpressure("full")])
