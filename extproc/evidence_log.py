@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 from pch.errors import EvidenceRejected, StoreUnavailable
 from receipts.checkpoint import VerifiedCheckpoint, verify_checkpoint
 from receipts.checkpoint_jwks import JwksError, verifier_keys_of
+from receipts.cli_places import VERIFIER_KEYS_NAME
 from receipts.cosignature import note_verifier
 from receipts.errors import StoreError
 from receipts.log import DATABASE_NAME
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from receipts.signed_note import NoteVerifier
     from receipts.sth import SignedTreeHead
 
-VERIFIER_KEYS_NAME: Final = "verifier-keys.jwks.json"
-"""In the log's folder: every public key that may have signed a head, as a JWK set."""
 MAX_KEYS_FILE_BYTES: Final = 1 << 20
 MAX_THREADS: Final = 2
 MAX_WAITING_CHECKS: Final = 64

@@ -13,11 +13,10 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Final
 
-from extproc.evidence_log import VERIFIER_KEYS_NAME
 from receipts.canonical_json import canonical
 from receipts.checkpoint_jwks import verifier_jwks
 from receipts.checkpoint_keys import KeyFileError
-from receipts.cli_places import POLICY_NAME, open_signer
+from receipts.cli_places import POLICY_NAME, VERIFIER_KEYS_NAME, open_signer
 from receipts.errors import StoreCorrupt, StoreError
 from receipts.log import LogSettings, LogWriter
 from receipts.log_errors import LogBusy

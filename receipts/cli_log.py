@@ -96,7 +96,7 @@ def _rotate(args: argparse.Namespace) -> int:
 def _fsck(args: argparse.Namespace) -> int:
     places = read_places(args, os.environ)
     store, reader = places.store(), places.reader()
-    keys = places.signer().verifier_keys()
+    keys = places.verifier_keys()
     newest = store.latest(1)
     total, show = newest[0].seq if newest else 0, progress(args, "checking")
     try:
@@ -104,7 +104,7 @@ def _fsck(args: argparse.Namespace) -> int:
             store,
             DirectoryTileStore(places.log_dir),
             reader.heads,
-            origin=places.signer().origin,
+            origin=places.origin if places.keys_elsewhere else places.signer().origin,
             verifiers=[note_verifier(key) for key in keys],
             progress=lambda done: show(done, total),
         )

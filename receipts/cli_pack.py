@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
             lookup=places.lookup(store),
             reader=reader,
             notes=places.notes(),
-            keys=places.signer().verifier_keys(),
+            keys=places.verifier_keys(),
             policy=_read_policy(args.policy, places),
         )
         plan = plan_pack(source, args.date, now_s())
@@ -70,7 +70,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def integrate_if_idle(places: Places, store: ReceiptStore) -> None:
-    """Take in what is stored, unless another process does so: then its newest head is at most a batch behind."""
+    """Take in what is stored, unless another process does so: then its newest head is at most a batch behind.
+
+    Where a key service has the log's keys, only the admin process does.
+    """
+    if places.keys_elsewhere:
+        return
     with contextlib.suppress(LogBusy):
         writer = LogWriter(store, places.log_dir, places.signer(), origin=places.origin)
         try:

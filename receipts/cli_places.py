@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import time
 import tomllib
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from receipts.checkpoint_jwks import verifier_keys_of
 from receipts.checkpoint_keys import FileCheckpointSigner, KeyFileError, create_key_file
 from receipts.errors import StoreUrlError
 from receipts.log_notes import LogNotes
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from receipts.lookup import ReceiptLookup
+    from receipts.signed_note import VerifierKey
     from receipts.store import ReceiptStore
     from receipts.store_postgres import PostgresReceiptStore
 
@@ -29,6 +32,8 @@ DEFAULT_STORE_URL: Final = "sqlite:receipts.sqlite3"
 DEFAULT_LOG_DIR: Final = "log"
 DEFAULT_ORIGIN: Final = "signet.local/receipts"
 KEYS_NAME: Final = "checkpoint-keys.json"
+VERIFIER_KEYS_NAME: Final = "verifier-keys.jwks.json"
+"""In the log's folder: its public keys as a JWK set, which the admin process keeps there."""
 POLICY_NAME: Final = "policy-bundle"
 """In the log's folder: the policy in force, which the admin process keeps there."""
 MAX_CONFIG_BYTES: Final = 1 << 20
@@ -77,6 +82,24 @@ class Places:
     def notes(self) -> LogNotes:
         """Give what the log remembers beside its heads."""
         return LogNotes(self.log_dir)
+
+    @property
+    def keys_elsewhere(self) -> bool:
+        """Whether the log's signing keys are not in a file of its own but with a key service."""
+        return not self.key_path.exists() and (self.log_dir / VERIFIER_KEYS_NAME).exists()
+
+    def verifier_keys(self) -> tuple[VerifierKey, ...]:
+        """Give the public keys of the log. Raises PlacesError, LogUnavailable.
+
+        Where a key service has the private ones, they are those that the admin process published beside the log.
+        """
+        if not self.keys_elsewhere:
+            return self.signer().verifier_keys()
+        try:
+            with (self.log_dir / VERIFIER_KEYS_NAME).open("rb") as file:
+                return verifier_keys_of(json.loads(file.read(MAX_CONFIG_BYTES)), self.origin)
+        except (OSError, ValueError, AttributeError) as error:
+            raise PlacesError(f"{VERIFIER_KEYS_NAME}: is no JWK set of the log's keys") from error
 
     def signer(self, *, create: bool = False) -> FileCheckpointSigner:
         """Open the key file; with `create`, make it where there is none. Raises PlacesError, LogUnavailable."""

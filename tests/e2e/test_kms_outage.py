@@ -6,6 +6,8 @@ import datetime as dt
 import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from extproc.custody import LOG_KEYS_NAME
 from receipts.verify import verify_file
 from tests.e2e.attack_stage import Stage, attack, open_stage, wait_until
+from tools.stack_config import REPOSITORY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -95,3 +98,14 @@ def test_a_pack_of_a_day_signed_by_the_service_verifies_offline(stage: Stage, tm
     with urllib.request.urlopen(ask, timeout=30) as response:
         (tmp_path / "pack.zip").write_bytes(response.read())
     assert verify_file(tmp_path / "pack.zip").receipts >= 1
+
+
+def test_packs_and_checks_on_the_command_line_need_no_private_key(stage: Stage, tmp_path: Path) -> None:
+    pass_once(stage)
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    config = ("--config", stage.stack.state["config"])
+    for words in (("pack", "--date", today, *config, "--out", str(tmp_path / "cli.zip")), ("fsck", *config)):
+        command = [sys.executable, "-m", "receipts", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+        assert done.returncode == 0, done.stderr
+    assert verify_file(tmp_path / "cli.zip").receipts >= 1

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from extproc.evidence_log import MAX_KEYS_FILE_BYTES, VERIFIER_KEYS_NAME, EvidenceLog, LogForkFound
+from extproc.evidence_log import MAX_KEYS_FILE_BYTES, EvidenceLog, LogForkFound
 from pch.errors import EvidenceRejected, StoreUnavailable
 from pch.evidence import canonical_evidence, evidence_field
 from pch.reasons import Reason
@@ -20,6 +20,7 @@ from receipts.canonical_json import canonical
 from receipts.checkpoint import HeadRequest, TreeHead, compose_checkpoint, parse_checkpoint
 from receipts.checkpoint_jwks import verifier_jwks
 from receipts.checkpoint_keys import FileCheckpointSigner, create_key_file
+from receipts.cli_places import VERIFIER_KEYS_NAME
 from receipts.merkle import EMPTY_ROOT
 from receipts.receipt import LogEventReceipt, parse_receipt
 from receipts.signed_note import SignedNote

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from extproc.config import FilterConfig, load_config
-from extproc.evidence_log import VERIFIER_KEYS_NAME
 from extproc.log_integrator import LogIntegrator
 from extproc.log_section import LogSection
 from extproc.log_service import LogService
@@ -24,7 +23,7 @@ from extproc.policy_engine import read_policy_bundle
 from extproc.rules import rules_of
 from extproc.supervisor import ACCEPTED_FILE
 from receipts.checkpoint_jwks import verifier_keys_of
-from receipts.cli_places import KEYS_NAME, POLICY_NAME, open_signer
+from receipts.cli_places import KEYS_NAME, POLICY_NAME, VERIFIER_KEYS_NAME, open_signer
 from receipts.log import LogWriter
 from receipts.log_errors import EntryUnknown, LogUnavailable
 from receipts.log_notes import LogNotes
