@@ -45,6 +45,8 @@ class KmsConnection(HttpToolsProtocol):
     """One connection. The event loop owns it; `sweep` looks at all of them."""
 
     rules: ConnectionRules
+    # Accepted, and not yet through with their TLS handshake: when each began. The library tells of no failure.
+    shaking_hands: dict[KmsConnection, float]
 
     _began_s: float | None = None  # when the first byte of an unfinished request came
     _stalled_since_s: float | None = None  # since when the peer has taken nothing of an answer
@@ -53,8 +55,13 @@ class KmsConnection(HttpToolsProtocol):
     _refused: bool = False
     _buffered: int = 0
 
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.shaking_hands[self] = self.loop.time()
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it: too many, or a neighbour that is not on the list."""
+        self.shaking_hands.pop(self, None)
         super().connection_made(transport)
         self._began_s = self.loop.time()
         if self.rules.unix:
@@ -145,7 +152,7 @@ class KmsConnection(HttpToolsProtocol):
 
 def connection_class(rules: ConnectionRules) -> type[KmsConnection]:
     """Make the protocol class of one listener."""
-    return type("KmsConnection", (KmsConnection,), {"rules": rules})
+    return type("KmsConnection", (KmsConnection,), {"rules": rules, "shaking_hands": {}})
 
 
 def peer_uid(connected: Any) -> int:
@@ -154,7 +161,12 @@ def peer_uid(connected: Any) -> int:
     return int(_UCRED.unpack(raw)[1])
 
 
-def sweep(connections: set[Any], now_s: float) -> None:
-    """Look at every connection once."""
+def sweep(kind: type[KmsConnection], connections: set[Any], now_s: float) -> None:
+    """Look at every connection once, and count the handshakes that did not end in time or at all."""
     for connection in tuple(connections):
         connection.look(now_s)
+    limit_s = kind.rules.config().read_timeout_ms / 1000 + SWEEP_INTERVAL_S
+    for connection, began_s in tuple(kind.shaking_hands.items()):
+        if now_s - began_s > limit_s:
+            del kind.shaking_hands[connection]
+            kind.rules.telemetry.tls_handshake_failures.inc()

@@ -22,19 +22,43 @@ _START_POLL_S: Final = 0.005
 
 
 class _Server(uvicorn.Server):
+    handshake_timeout_s: float | None = None
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave signals to the service."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen on the socket handed in, with a bound on the TLS handshake, which the library leaves at a minute."""
+        await self.lifespan.startup()
+        config, loop = self.config, asyncio.get_running_loop()
+
+        def connection() -> asyncio.Protocol:
+            kind: Any = config.http_protocol_class
+            made: asyncio.Protocol = kind(config=config, server_state=self.server_state, app_state={})
+            return made
+
+        self.servers = [
+            await loop.create_server(
+                connection,
+                sock=each,
+                ssl=config.ssl,
+                ssl_handshake_timeout=None if config.ssl is None else self.handshake_timeout_s,
+            )
+            for each in sockets or []
+        ]
+        self.started = True
 
 
 class HttpServer:
     """One listener with its connections. `tls`: a context, or None for plain HTTP."""
 
     def __init__(self, app: Any, listener: socket.socket, rules: ConnectionRules, tls: ssl.SSLContext | None) -> None:
+        self._kind = connection_class(rules)
         config = uvicorn.Config(
             app,
-            http=connection_class(rules),
+            http=self._kind,
             loop="none",
             lifespan="off",
             ws="none",
@@ -48,6 +72,7 @@ class HttpServer:
         config.load()
         config.ssl = tls
         self._server = _Server(config)
+        self._server.handshake_timeout_s = rules.config().read_timeout_ms / 1000
         self._listener = listener
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -80,4 +105,4 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            sweep(self._server.server_state.connections, loop.time())
+            sweep(self._kind, self._server.server_state.connections, loop.time())

@@ -269,6 +269,20 @@ async def test_tls_is_1_3_and_nothing_below(stage, pki):
         await here.connect(**pki.client(ssl.TLSVersion.TLSv1_2))
 
 
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["silent", "not TLS"])
+async def test_a_handshake_that_does_not_end_is_cut_off_and_counted(stage, pki, start):
+    here = await stage(tls=TlsFiles(pki.section()).context, **FAST)
+    reader, writer = await here.connect()
+    writer.write(start)
+    async with asyncio.timeout(3):
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readuntil(b"never")
+        while here.parts.counted("tls_handshake_failures_total") == 0.0:
+            await asyncio.sleep(0.02)
+    assert here.parts.counted("tls_handshake_failures_total") == 1.0
+    writer.close()
+
+
 async def test_with_a_clients_ca_a_certificate_of_it_is_demanded(stage, pki):
     pki.issue("client")
     here = await stage(tls=TlsFiles(pki.section(client_ca_path=pki.folder / "ca.pem")).context)
