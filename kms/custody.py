@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from kms.errors import PolicyDenied, StoreUnavailable
 
@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from kms.clock import Clock
     from kms.key_record import KeyRecord
     from kms.providers.provider import Provider
+
+# Probes come every second: the next one may have found the provider again.
+RETRY_AFTER_S: Final = 1
 
 
 class Custody:
@@ -32,6 +35,8 @@ class Custody:
         # Written by the event loop: when each provider last answered, and which ones did not when last asked.
         self._answered_s = dict.fromkeys(self._by_name, now_s)
         self._away: set[str] = set()
+        # Those whose last probe failed: they are not asked for anything, though a key may still be in memory.
+        self._unready: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -50,27 +55,42 @@ class Custody:
         provider = self._by_name.get(name)
         return None if provider is None else provider.attestation_class
 
+    def maker(self) -> Provider:
+        """Give the provider that makes keys. Raises StoreUnavailable while it is not ready."""
+        return self._ready(self.authority)
+
     def holder(self, record: KeyRecord) -> Provider:
-        """Give the provider of a key, for anything but signing. Raises StoreUnavailable."""
-        return self.provider(record.provider)
+        """Give the provider of a key, for anything but signing. Raises StoreUnavailable, also while it is not ready."""
+        return self._ready(self.provider(record.provider))
 
     def signer(self, record: KeyRecord) -> Provider:
         """Give the provider that may sign with a key (I-20, G-12). Raises PolicyDenied, StoreUnavailable."""
         provider = self.provider(record.provider)
         if provider is self.authority:
-            return provider
+            return self._ready(provider)
         class_ = provider.attestation_class
         if not self._allow_sign_fallback or class_ is None or class_ != self.authority.attestation_class:
             raise PolicyDenied("the key's provider is not the signing authority", reason="not_authoritative")
-        return provider
+        return self._ready(provider)
 
-    def note(self, name: str, *, answered: bool) -> None:
-        """Remember how a provider was found."""
-        if answered:
+    def note(self, name: str, *, answered: bool, probed: bool = False) -> None:
+        """Remember how a provider was found, by a probe or by an operation.
+
+        What one operation met makes no other one fail: only a probe takes a provider out of use, and only a probe
+        brings it back (OBSERVABILITY.md §2.3).
+        """
+        if probed:
+            (self._unready.discard if answered else self._unready.add)(name)
+        if not answered:
+            self._away.add(name)
+        elif name not in self._unready:
             self._answered_s[name] = self._clock.monotonic_s()
             self._away.discard(name)
-        else:
-            self._away.add(name)
+
+    def _ready(self, provider: Provider) -> Provider:
+        if provider.name in self._unready:
+            raise StoreUnavailable("the key's backend is away", retry_after_s=RETRY_AFTER_S)
+        return provider
 
     def outage_ms(self, name: str) -> int | None:
         """Tell how long ago a provider that is away last answered; None while it is there."""

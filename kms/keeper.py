@@ -72,4 +72,4 @@ class Keeper:
             provider = self._custody.provider(name)
             probe = self._probes[name] = asyncio.ensure_future(asyncio.to_thread(provider.check))
         done, _ = await asyncio.wait([probe], timeout=PROBE_TIMEOUT_S)
-        self._custody.note(name, answered=bool(done) and probe.exception() is None)
+        self._custody.note(name, answered=bool(done) and probe.exception() is None, probed=True)

@@ -49,7 +49,7 @@ class CreateKey:
         """
         services, name = self._services, subjects[0].name
         assert name is not None, "a key is named above"
-        provider = services.custody.authority
+        provider = services.custody.maker()
         primitives = parts_of_new_version(
             KEY_ALGORITHMS[request.alg], name.purpose, call.decisions[name.tenant], services.allowed_algs
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from blake3 import blake3
 
 from kms.base64_text import decode_base64, encode_base64
+from kms.custody import RETRY_AFTER_S
 from kms.errors import BadRequest, StoreUnavailable, Unsupported
 from kms.kem_envelope import (
     ENVELOPE_ALG,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from kms.key_record import KeyRecord, KeyVersion
     from kms.operations.operation import Call, Services
     from kms.principal import CallContext
-
-RETRY_AFTER_S: Final = 1
 
 
 class Wrap:
@@ -63,7 +62,7 @@ class Wrap:
             envelope, alg = bytes([PROVIDER_VERSION]) + wrapped, PROVIDER_ALG
         else:
             if services.custody.outage_ms(record.provider) is not None:
-                # It could be done, but not undone: nobody is given a key that may be lost (I-19).
+                # It could be done, but not undone now: nobody is given a key that may be lost (I-19).
                 raise StoreUnavailable("the key's backend is away", retry_after_s=RETRY_AFTER_S)
             envelope, alg = seal(kid, kem_public(version), plaintext, self._nonces.take()), ENVELOPE_ALG
         detail = {"bytes": str(len(plaintext)), "envelope_b3": blake3(envelope).hexdigest()}

@@ -78,3 +78,23 @@ def test_an_outage_is_as_long_as_nothing_answered() -> None:
     one.note("file", answered=True)
     assert one.outage_ms("file") is None
     assert (one.names, one.attestation_class("file")) == (("file",), "c")
+
+
+def test_only_a_probe_takes_a_provider_out_of_use_and_only_a_probe_brings_it_back() -> None:
+    hand = HandClock()
+    provider = Named("file")
+    one = Custody(provider, {"file": provider}, allow_sign_fallback=False, clock=hand.clock)
+    uses = (lambda: one.signer(record("file")), lambda: one.holder(record("file")), one.maker)
+    one.note("file", answered=False)
+    assert [use() for use in uses] == [provider] * 3
+    one.note("file", answered=False, probed=True)
+    hand.now_s += 3
+    one.note("file", answered=True)
+    for use in uses:
+        with pytest.raises(StoreUnavailable) as refused:
+            use()
+        assert refused.value.retry_after_s == 1
+    assert one.outage_ms("file") == 3000
+    one.note("file", answered=True, probed=True)
+    assert [use() for use in uses] == [provider] * 3
+    assert one.outage_ms("file") is None

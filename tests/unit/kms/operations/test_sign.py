@@ -193,6 +193,26 @@ async def test_a_provider_that_is_away_gives_503_and_no_signature(alg: str, *, i
         assert bench.core.services.custody.outage_ms("staged") is None
 
 
+async def test_a_backend_that_fails_its_probe_signs_and_makes_nothing_even_with_keys_in_memory() -> None:
+    """OBSERVABILITY §2.3: what signs fails closed while the backend is not ready."""
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        kid = await bench.create()
+        signed = await bench.sign(kid)
+        provider.away = True
+        await bench.core.keeper.beat()
+        provider.calls.clear()
+        for use in (bench.sign(kid), bench.create(), bench.call("rotate", RotateKeyRequest(kid=kid))):
+            with pytest.raises(StoreUnavailable) as refused:
+                await use
+            assert refused.value.retry_after_s == 1
+        assert provider.calls == []
+        assert (await bench.verify(signed.sigs, kid)).ok
+        provider.away = False
+        await bench.core.keeper.beat()
+        await bench.sign(kid)
+
+
 async def test_a_key_of_another_backend_does_not_sign_silently() -> None:
     """G-12: the key stays where it was made; the new authority does not sign for it."""
     hsm, file = StagedProvider("pkcs11"), StagedProvider("file")
