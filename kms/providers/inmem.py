@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from kms.kid import Kid
     from kms.primitive import Primitive
 
-MAX_KEYS: Final = 65_536
+# Each HKDF root has a page of its own, and the kernel counts mappings.
+MAX_KEYS: Final = 32_768
 
 
 class InMemoryProvider(SoftwareProvider):

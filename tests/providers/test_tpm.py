@@ -19,7 +19,7 @@ from kms.primitive import Primitive
 from kms.providers.provider import Attestation, KeyHandle, ProviderKey
 from kms.providers.sealed_bytes import SealedFileError
 from kms.providers.secret_buffer import SecretBuffer
-from tests.support.provider_parts import kid_of, open_swtpm_provider, running_swtpm
+from tests.support.provider_parts import kid_of, missing_part, open_swtpm_provider, running_swtpm
 from tests.support.public_operations import verify
 from tests.support.swtpm import SwTpm, is_there
 
@@ -46,6 +46,12 @@ class SetClock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _parts() -> None:
+    if not is_there():
+        missing_part("swtpm or tpm2-pytss")
 
 
 @pytest.fixture
@@ -348,7 +354,7 @@ def test_the_master_key_is_not_in_the_folder_nor_readable_beside_the_tpm(tpm: Sw
 MAC_KEY = SecretBuffer(32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(min_size=16, max_size=16), st.integers(0, 2**64 - 1), st.sets(st.binary(min_size=32, max_size=32)))
 def test_a_list_reads_as_it_was_written_and_no_other_way(store_id: bytes, count: int, handles: set[bytes]) -> None:
     manifest = Manifest(store_id, count, frozenset(KeyHandle(handle.hex()) for handle in handles))
@@ -361,7 +367,7 @@ def test_a_list_reads_as_it_was_written_and_no_other_way(store_id: bytes, count:
         parse_manifest(data, MAC_KEY, b"toor")
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_as_a_root_or_are_one(data: bytes) -> None:
     for content in (data, b"SGNTTPMR\1" + data):

@@ -153,13 +153,13 @@ def damaged(draw: st.DrawFn, sample: bytes) -> bytes:
     return bytes(data)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(st.one_of(st.binary(max_size=300), damaged(SAMPLE), st.binary(max_size=200).map(lambda tail: MAGIC + tail)))
 def test_any_bytes_are_refused_or_are_what_they_say(data: bytes) -> None:
     fuzz_sealed_key(data)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.one_of(st.binary(max_size=200), damaged(SAMPLE_ROOT)))
 def test_any_bytes_are_refused_or_are_a_root(data: bytes) -> None:
     fuzz_sealed_root(data)
@@ -190,6 +190,19 @@ def test_every_altered_byte_of_a_root_is_refused() -> None:
     for length in (0, 8, 9, len(data) - 1):
         with pytest.raises(SealedFileError):
             open_sealed_root(passphrase, data[:length])
+
+
+def test_a_random_source_that_fails_leaves_no_root_and_no_master_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    wiped: list[int] = []
+    wipe = SecretBuffer.wipe
+    monkeypatch.setattr(SecretBuffer, "wipe", lambda self: (wiped.append(len(self)), wipe(self))[1])
+
+    def broken(_view: memoryview) -> None:
+        raise OSError("no entropy")
+
+    with pytest.raises(OSError, match="entropy"):
+        new_sealed_root(secret(b"x" * 16), QUICK_SCRYPT, Aead.AES_256_GCM, broken)
+    assert 32 in wiped
 
 
 @pytest.mark.parametrize(

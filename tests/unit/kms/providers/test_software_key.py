@@ -238,7 +238,7 @@ def test_a_stored_scalar_out_of_range_is_refused(seed: bytes) -> None:
         key_of(P256, seed)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.binary(min_size=32, max_size=32), st.binary(max_size=200))
 def test_p256_keys_are_those_of_their_scalar_and_sign(seed: bytes, message: bytes) -> None:
     scalar = int.from_bytes(seed, "big")
