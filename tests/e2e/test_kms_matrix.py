@@ -143,3 +143,31 @@ def test_grpc_demands_a_certificate_of_the_clients_ca(kms, pki, tmp_path):
     service = kms(**pki, TLS_CLIENT_CA_PATH=str(tmp_path / "ca.pem"))
     assert handshake(service, tmp_path, ssl.TLSVersion.TLSv1_3, client=True) == "TLSv1.3"
     assert handshake(service, tmp_path, ssl.TLSVersion.TLSv1_3) is None
+
+
+def serial_of(service, role, folder):
+    context = ssl.create_default_context(cafile=folder / "ca.pem")
+    if role == "grpc":
+        context.set_alpn_protocols(["h2"])
+    host, _, port = service.address(role).rpartition(":")
+    with (
+        socket.create_connection((host, int(port)), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as secured,
+    ):
+        return int(secured.getpeercert()["serialNumber"], 16)
+
+
+def test_a_replaced_certificate_serves_new_connections_and_a_broken_one_does_not(kms, pki, tmp_path):
+    service = kms(**pki)
+    first = {role: serial_of(service, role, tmp_path) for role in ("http", "grpc")}
+    assert first["http"] == first["grpc"]
+    issuer = make_certificate("other ca", None)
+    key, certificate = make_certificate("server", issuer)
+    (tmp_path / "ca.pem").write_bytes((tmp_path / "ca.pem").read_bytes() + pem(issuer[1]))
+    (tmp_path / "server.key").write_bytes(b"broken")
+    service.wait_for("certificate_refused")
+    assert serial_of(service, "http", tmp_path) == first["http"]
+    (tmp_path / "server.pem").write_bytes(pem(certificate))
+    (tmp_path / "server.key").write_bytes(pem(key))
+    service.wait_for("certificate_reloaded")
+    assert {serial_of(service, role, tmp_path) for role in ("http", "grpc")} == {certificate.serial_number}
