@@ -7,11 +7,12 @@ challenges is sent an old one.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from OpenSSL import SSL
 
@@ -19,6 +20,8 @@ from pch.client.signing import sign_request
 from pch.httpsig.message import RequestMessage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pch.algorithms import Signer
 
 TIMEOUT_S: Final = 10.0
@@ -53,9 +56,9 @@ class LoadConnection:
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         raw.settimeout(None)  # pyOpenSSL wants a blocking socket; the kernel's timeout bounds each wait instead
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, int(TIMEOUT_S).to_bytes(8, "little") + bytes(8))
-        self._tls = SSL.Connection(context, raw)
+        self._raw, self._tls = raw, SSL.Connection(context, raw)
         self._tls.set_connect_state()
-        self._tls.do_handshake()
+        self._wait(self._tls.do_handshake)
         self._binding = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
         self._challenge: bytes | None = None
 
@@ -94,20 +97,32 @@ class LoadConnection:
         return start + fields + b"\r\n"
 
     def _exchange(self, head: bytes, body: bytes = b"") -> int:
-        self._tls.sendall(head)
+        self._wait(self._tls.sendall, head)
         for place in range(0, len(body), PIECE_BYTES):
-            self._tls.sendall(memoryview(body)[place : place + PIECE_BYTES])
+            self._wait(self._tls.sendall, memoryview(body)[place : place + PIECE_BYTES])
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
-            data += self._tls.recv(65536)
+            data += self._wait(self._tls.recv, 65536)
         head = data[: end + 4]
         length = _LENGTH.search(head)
         missing = (int(length[1]) if length else 0) - (len(data) - len(head))
         while missing > 0:
-            missing -= len(self._tls.recv(65536))
+            missing -= len(self._wait(self._tls.recv, 65536))
         found = _CHALLENGE.search(head)
         self._challenge = found[1] if found else None
         return int(head[9:12])
+
+    def _wait(self, call: Callable[..., Any], *arguments: object) -> Any:
+        """Call into TLS; where sockets are made non-blocking beneath us (gevent does), wait and call again."""
+        while True:
+            try:
+                return call(*arguments)
+            except SSL.WantReadError:
+                ready = select.select([self._raw], [], [], TIMEOUT_S)[0]
+            except SSL.WantWriteError:
+                ready = select.select([], [self._raw], [], TIMEOUT_S)[1]
+            if not ready:
+                raise TimeoutError("nothing came")
 
     def close(self) -> None:
         """End the connection."""

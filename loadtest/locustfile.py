@@ -3,9 +3,10 @@
     SIGNET_LOAD_KEYS=keys.json SIGNET_LOAD_CA=ca.pem \\
         locust -f loadtest/locustfile.py --headless --host https://127.0.0.1:8443 --csv out --html out.html
 
-Environment: SIGNET_LOAD_MIX (`classical=8,pq=1,hybrid=1,relaxed=1,attacker=2,rotate=1`), SIGNET_LOAD_RATE (requests
-per second of one user), SIGNET_LOAD_PATH, SIGNET_LOAD_SHAPE (steady, ramp, burst, replay_flood, rotate_flood; none:
-Locust's own options), SIGNET_LOAD_USERS, SIGNET_LOAD_SECONDS, SIGNET_LOAD_EVENTS (one JSON line per request).
+Environment: SIGNET_LOAD_MIX (`classical=8,pq=1,rotate:1`; = weighs, : fixes the number), SIGNET_LOAD_RATE (requests
+per second of one user), SIGNET_LOAD_PATH, SIGNET_LOAD_SHAPE (steady, ramp, burst, replay_flood, rotate_flood,
+attackers; none: Locust's own options), SIGNET_LOAD_USERS, SIGNET_LOAD_SECONDS, SIGNET_LOAD_EVENTS (one JSON line per
+request).
 """
 
 from __future__ import annotations
@@ -34,16 +35,14 @@ TIMEOUT_S: Final = 10.0
 EXPECTED: Final = frozenset({200})
 EVIDENCE: Final = {"type": "pch.evidence.v1", "claims": {"padding": "x" * 2_000}}
 
-_MIX: Final = dict(
-    part.split("=") for part in os.environ.get("SIGNET_LOAD_MIX", "classical=8,pq=1,hybrid=1").split(",") if part
-)
+_MIX: Final = os.environ.get("SIGNET_LOAD_MIX", "classical=8,pq=1,hybrid=1").split(",")
 _keys: Final[dict[str, Any]] = json.loads(Path(os.environ["SIGNET_LOAD_KEYS"]).read_text())
 _numbers: Final = {name: itertools.cycle(made) for name, made in _keys.items()}
 
 
-def share(name: str) -> int:
-    """Give the weight of one kind of user."""
-    return int(_MIX.get(name, "0"))
+def number_of(name: str, sign: str) -> int:
+    """Give the weight (`name=3`) or the fixed number (`name:3`) of one kind of user."""
+    return next((int(part.partition(sign)[2]) for part in _MIX if part.startswith(f"{name}{sign}")), 0)
 
 
 class PchUser(User):
@@ -105,35 +104,40 @@ class ClassicalUser(PchUser):
     """Ed25519."""
 
     kind = "classical"
-    weight = share("classical")
+    weight = number_of("classical", "=")
+    fixed_count = number_of("classical", ":")
 
 
 class PostQuantumUser(PchUser):
     """ML-DSA-65."""
 
     kind = "pq"
-    weight = share("pq")
+    weight = number_of("pq", "=")
+    fixed_count = number_of("pq", ":")
 
 
 class HybridUser(PchUser):
     """Ed25519 and ML-DSA-65 together."""
 
     kind = "hybrid"
-    weight = share("hybrid")
+    weight = number_of("hybrid", "=")
+    fixed_count = number_of("hybrid", ":")
 
 
 class RelaxedUser(PchUser):
     """A hybrid with evidence, both outside the header."""
 
     kind = "relaxed"
-    weight = share("relaxed")
+    weight = number_of("relaxed", "=")
+    fixed_count = number_of("relaxed", ":")
     client_options: ClassVar[dict[str, Any]] = {"relax": "always", "evidence": EVIDENCE}
 
 
 class AttackerUser(User):
     """Sends what must never pass; whatever passes is a failure, and so is an answer that is none."""
 
-    weight = share("attacker")
+    weight = number_of("attacker", "=")
+    fixed_count = number_of("attacker", ":")
     wait_time = constant_throughput(RATE_PER_USER)
 
     def on_start(self) -> None:
@@ -162,7 +166,8 @@ class AttackerUser(User):
 class RotateUser(User):
     """Rotates the key that seals challenges, over and over."""
 
-    weight = share("rotate")
+    weight = number_of("rotate", "=")
+    fixed_count = number_of("rotate", ":")
     wait_time = constant_throughput(1.0)
 
     @task
@@ -195,6 +200,7 @@ SHAPES: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "burst": ((0.4, 1.0), (0.5, 10.0), (1.0, 1.0)),
     "replay_flood": ((0.3, 1.0), (0.7, 5.0), (1.0, 1.0)),
     "rotate_flood": ((1.0, 1.0),),
+    "attackers": ((0.3, 1.0), (0.65, 11.0), (1.0, 1.0)),
 }
 _SHAPE: Final = os.environ.get("SIGNET_LOAD_SHAPE", "")
 
