@@ -30,7 +30,7 @@ class KeyIndex:
         self._versions_by_tenant: dict[str, int] = {}
         self._versions = 0
         self._changes = 0
-        # Dropped by `put` for its tenant; rebuilt by the reader that needs it next.
+        # Kept up to date by `put`, or dropped by it and gathered anew by the reader that needs it next.
         self._newest: dict[tuple[str, Primitive], tuple[Candidate, ...]] = {}
 
     def __iter__(self) -> Iterator[KeyRecord]:
@@ -65,7 +65,7 @@ class KeyIndex:
         self._tenants.setdefault(tenant, {})[record.name] = record
         self._changes += 1
         for primitive in {part.primitive for version in record.versions for part in version.parts}:
-            self._newest.pop((tenant, primitive), None)
+            self._update_newest((tenant, primitive), record)
 
     def newest(self, tenant: str, primitive: Primitive) -> tuple[Candidate, ...]:
         """Give the tenant's versions above their fences with a part of `primitive`, newest first, at most 64."""
@@ -73,15 +73,33 @@ class KeyIndex:
         if known is not None:
             return known
         changes = self._changes
-        above = (
-            (version.created_ms, record.name, version.number, record, version)
-            for record in list(self._tenants.get(tenant, {}).values())
-            for version in record.open_versions()
-            if version.part(primitive) is not None
-        )
-        newest = tuple((item[3], item[4]) for item in heapq.nlargest(MAX_CANDIDATES, above, key=lambda each: each[:3]))
+        records = list(self._tenants.get(tenant, {}).values())
+        above = (candidate for record in records for candidate in _candidates(record, primitive))
+        newest = tuple(heapq.nlargest(MAX_CANDIDATES, above, key=_age))
         self._newest[tenant, primitive] = newest
         if changes != self._changes:
             # A change that came meanwhile dropped the entry before we set it.
             self._newest.pop((tenant, primitive), None)
         return newest
+
+    def _update_newest(self, place: tuple[str, Primitive], record: KeyRecord) -> None:
+        """Put a record's versions in the place of those that it had, so that no flood of changes is one of searches."""
+        known = self._newest.get(place)
+        if known is None:
+            return
+        others = [candidate for candidate in known if candidate[0].name != record.name]
+        mine = _candidates(record, place[1])
+        if len(known) == MAX_CANDIDATES and len(mine) < len(known) - len(others):
+            # A fence took some of them away: others, that were too old, move up.
+            self._newest.pop(place, None)
+        else:
+            self._newest[place] = tuple(heapq.nlargest(MAX_CANDIDATES, [*others, *mine], key=_age))
+
+
+def _candidates(record: KeyRecord, primitive: Primitive) -> list[Candidate]:
+    return [(record, version) for version in record.open_versions() if version.part(primitive) is not None]
+
+
+def _age(candidate: Candidate) -> tuple[int, KeyName, int]:
+    record, version = candidate
+    return version.created_ms, record.name, version.number

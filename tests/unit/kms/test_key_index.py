@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kms import key_index
 from kms.errors import NotFound, StoreUnavailable
@@ -55,6 +57,33 @@ def test_candidates_are_at_most_64() -> None:
     found = numbers(index)
     assert len(found) == MAX_CANDIDATES
     assert found[0] == (f"{MAX_CANDIDATES + 5:02x}", 1)
+
+
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["rotate", "rotate", "rotate", "fence", "disable"])), max_size=120
+    ),
+    looks=st.sets(st.integers(0, 119)),
+)
+@settings(deadline=None)
+def test_candidates_kept_up_to_date_are_those_gathered_anew(changes: list[tuple[int, str]], looks: set[int]) -> None:
+    index = KeyIndex()
+    for step, (number, verb) in enumerate(changes):
+        record = index.get(name_of(number))
+        if record is None:
+            record = record_of(name_of(number), created_ms=step)
+        elif verb == "rotate":
+            record = record.rotated(version_of(record.newest.number + 1, created_ms=step))
+        elif verb == "fence":
+            record = record.changed(record.state, min(record.min_version + 3, record.newest.number + 1))
+        else:
+            record = record.changed(KeyState.DISABLED, None)
+        index.put(record)
+        if step in looks:
+            fresh = KeyIndex()
+            for each in index:
+                fresh.put(each)
+            assert index.newest("core", Primitive.ED25519) == fresh.newest("core", Primitive.ED25519)
 
 
 def test_a_change_while_candidates_are_gathered_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
