@@ -156,7 +156,7 @@ class TpmProvider(SealedProvider):
         self._settle()
         self._folder.add(handle, content)
         try:
-            self._count(self._manifest.changed(self._manifest.handles | {handle}))
+            self._count(self._manifest.changed(self._present()))
         except KmsError:
             # Nobody was told of the key. If its list is there already, the next start finds it without a file.
             with suppress(KmsError):
@@ -165,8 +165,12 @@ class TpmProvider(SealedProvider):
 
     def _remove(self, handle: KeyHandle) -> None:
         self._settle()
-        self._count(self._manifest.changed(self._manifest.handles - {handle}))
+        self._count(self._manifest.changed(self._present() - {handle}))
         self._folder.remove(handle)
+
+    def _present(self) -> frozenset[KeyHandle]:
+        """List the files themselves: a key whose making failed half-way falls out of the next list."""
+        return frozenset(self._folder.keys) | frozenset(self._folder.unreadable)
 
     def _count(self, manifest: Manifest) -> None:
         """Make a list durable and count it. Past the first step it is in force, even where the TPM goes meanwhile."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kms.providers.pkcs11 import Pkcs11Provider, open_pkcs11_provider
 from kms.providers.token_session import MARKER_ID
 from kms.telemetry import Telemetry
 from tests.support import softhsm
-from tests.support.provider_parts import kid_of, open_softhsm_provider, running_softhsm
+from tests.support.provider_parts import kid_of, open_softhsm_provider, running_softhsm, under_load
 from tests.support.public_operations import verify
 
 DIGEST = bytes(32)
@@ -138,6 +139,36 @@ def test_a_lost_token_is_told_and_comes_back_after_a_growing_pause(hsm: softhsm.
     verify(ED25519, key.public, DIGEST, provider.sign(key.handle, ED25519, DIGEST))
     assert metric("kms_backend_sessions", state="open") == 1
     assert metric("kms_backend_reconnects_total") == 1
+    provider.close()
+
+
+def test_a_token_killed_under_load_gives_signatures_or_503_and_nothing_else(hsm: softhsm.SoftHsm) -> None:
+    provider = open_softhsm_provider(hsm)
+    keys = [provider.generate(primitive, kid_of(primitive)) for primitive in (ED25519, P256)]
+    signed: list[float] = []
+
+    def work() -> None:
+        for key in keys:
+            verify(key.primitive, key.public, DIGEST, provider.sign(key.handle, key.primitive, DIGEST))
+        signed.append(time.monotonic())
+
+    def flap() -> None:
+        for _ in range(3):
+            before = len(signed)
+            while len(signed) < before + 5:
+                time.sleep(0.001)
+            hsm.lose()
+            time.sleep(0.05)
+            hsm.bring_back()
+
+    mended_s: list[float] = []
+
+    def recovered() -> bool:
+        mended_s.append(time.monotonic())
+        return bool(signed) and signed[-1] > mended_s[0]
+
+    reasons = under_load(work, flap, recovered)
+    assert set(reasons) == {"token_lost"}
     provider.close()
 
 

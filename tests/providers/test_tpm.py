@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from kms.primitive import Primitive
 from kms.providers.provider import Attestation, KeyHandle, ProviderKey
 from kms.providers.sealed_bytes import SealedFileError
 from kms.providers.secret_buffer import SecretBuffer
-from tests.support.provider_parts import kid_of, missing_part, open_swtpm_provider, running_swtpm
+from tests.support.provider_parts import kid_of, missing_part, open_swtpm_provider, running_swtpm, under_load
 from tests.support.public_operations import verify
 from tests.support.swtpm import SwTpm, is_there
 
@@ -125,6 +127,40 @@ def test_a_killed_tpm_stops_changes_and_evidence_and_comes_back(tpm: SwTpm, fold
     provider.close()
     again = open_swtpm_provider(tpm, folder)
     check_key(again, key)
+    again.close()
+
+
+def test_a_tpm_killed_under_load_loses_no_key_that_was_told_of(tpm: SwTpm, folder: Path) -> None:
+    provider = open_swtpm_provider(tpm, folder)
+    told: list[ProviderKey] = []
+    versions = itertools.count(1)
+
+    def work() -> None:
+        key = provider.generate(ED25519, kid_of(ED25519, next(versions)))
+        told.append(key)
+        provider.attest(key.handle, b"nonce")
+
+    def flap() -> None:
+        for _ in range(3):
+            before = len(told)
+            while len(told) < before + 3:
+                time.sleep(0.001)
+            tpm.kill()
+            time.sleep(0.02)
+            tpm.start()
+
+    at_mending: list[int] = []
+
+    def recovered() -> bool:
+        at_mending.append(len(told))
+        return len(told) > at_mending[0] + 4
+
+    reasons = under_load(work, flap, recovered)
+    assert "token_lost" in reasons
+    provider.close()
+    again = open_swtpm_provider(tpm, folder)
+    for key in told:
+        check_key(again, key)
     again.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from kms.errors import StoreUnavailable, Timeout
 from kms.kid import Kid, parse_kid
 from kms.primitive import Primitive
 from kms.providers.file import FileProvider, open_file_provider
@@ -177,3 +179,39 @@ def use(provider: Provider, primitive: Primitive, handle: KeyHandle) -> None:
         provider.decapsulate(handle, bytes(1088))
     else:
         provider.derive(handle, b"x", Primitive.ED25519, kid_of(Primitive.ED25519))
+
+
+def under_load(work: Callable[[], None], disturb: Callable[[], None], recovered: Callable[[], bool]) -> list[str]:
+    """Run `work` in four threads while `disturb` breaks and mends what is behind it, until `recovered` and once more.
+
+    Returns the reasons of what failed as StoreUnavailable or Timeout; any other error is raised.
+    """
+    stop, reasons, failures = threading.Event(), list[str](), list[BaseException]()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                work()
+            except (StoreUnavailable, Timeout) as error:
+                reasons.append(error.reason)
+                time.sleep(0.001)
+            except BaseException as error:
+                failures.append(error)
+                return
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        disturb()
+        end_s = time.monotonic() + 30
+        while not recovered() and time.monotonic() < end_s:
+            time.sleep(0.01)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(20)
+    assert failures == []
+    assert not any(thread.is_alive() for thread in threads)
+    work()
+    return reasons
