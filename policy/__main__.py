@@ -1,0 +1,137 @@
+"""`python -m policy explain`: why a stored decision fell as it did, by asking the policy once more."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from policy.evaluator import PolicyError, PolicyVerdict
+from policy.verdict import verdict_from
+from policy.wasm import WasmPolicy
+
+MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+EXIT_SAME: Final = 0
+EXIT_DIFFERENT: Final = 1
+EXIT_UNUSABLE: Final = 2
+ALLOWING: Final = frozenset({"allowed", "body_pending"})
+
+
+class UnusableInput(Exception):
+    """A file is not what it should be; the message says which."""
+
+
+class _Bundle(msgspec.Struct, frozen=True):
+    """What of a bundle is needed to decide again (`policy.bundle`)."""
+
+    engine: str
+    modules: dict[str, str]
+    data: msgspec.Raw
+    wasm: bytes
+
+
+def explain(receipt: dict[str, Any], bundle_bytes: bytes) -> dict[str, Any]:
+    """Ask the bundle's policy the receipt's question again and compare. Raises UnusableInput.
+
+    The stored input holds, beside the question, what the plan did afterwards (`stress`); policy sees null there.
+    """
+    policy = receipt.get("policy")
+    if receipt.get("kind") != "decision" or not isinstance(policy, dict):
+        raise UnusableInput("the receipt is of no decision that policy was asked about")
+    digest = hashlib.sha256(bundle_bytes).hexdigest()
+    if policy.get("digest") != digest:
+        raise UnusableInput(f"the receipt was decided under another policy: {policy.get('digest')}, not {digest}")
+    verdict = _replay(bundle_bytes, {**policy["input"], "stress": None})
+    reason = receipt.get("reason")
+    told_allowed = reason != "policy_denied"
+    return {
+        "receipt": receipt.get("id"),
+        "told": {"decision": receipt.get("decision"), "reason": reason},
+        "verdict": msgspec.to_builtins(verdict),
+        "agrees": verdict.allow is told_allowed,
+        "decided_by": "policy" if not verdict.allow or reason in ALLOWING else "a later step",
+        "plan": policy["input"].get("stress"),
+        "input": policy["input"],
+    }
+
+
+def _replay(bundle_bytes: bytes, question: dict[str, Any]) -> PolicyVerdict:
+    try:
+        bundle = msgspec.json.decode(bundle_bytes, type=_Bundle)
+        if bundle.engine != "wasm":
+            raise UnusableInput("the policy was an OPA server's: ask `opa eval` with the modules of the bundle")
+        engine = WasmPolicy(bundle.wasm, bytes(bundle.data), bundle.modules)
+        return verdict_from(engine.query(json.dumps(question).encode()))
+    except (msgspec.DecodeError, PolicyError) as error:
+        raise UnusableInput(f"the bundle cannot be used: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise UnusableInput(f"{path}: cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_FILE_BYTES:
+        raise UnusableInput(f"{path}: is larger than {MAX_FILE_BYTES} bytes")
+    return raw
+
+
+def _receipt(path: Path) -> dict[str, Any]:
+    try:
+        receipt = json.loads(_read(path))
+    except ValueError as error:
+        raise UnusableInput(f"{path}: is not JSON") from error
+    if not isinstance(receipt, dict):
+        raise UnusableInput(f"{path}: is no receipt")
+    return receipt
+
+
+def _told(found: dict[str, Any]) -> str:
+    verdict, asked = found["verdict"], found["input"]
+    lines = [
+        f"receipt   {found['receipt']}: {found['told']['decision']}, {found['told']['reason']}",
+        (
+            f"policy    {'allows' if verdict['allow'] else 'refuses'}, by rule {verdict['rule']}"
+            f" (floor {verdict['floor_share']:g}, fallback {'yes' if verdict['fallback_classic'] else 'no'})"
+        ),
+        (
+            f"asked     {asked['method']} {asked['path']} on route {asked['route']} by {asked['subject']}"
+            f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {asked.get('phase', 'closed')}"
+        ),
+    ]
+    if found["plan"]:
+        plan = found["plan"]
+        lines.append(
+            f"plan      {plan['action']}: errors {plan['errors_permille'] / 10:g} %, slowness"
+            f" {plan['slowness_permille'] / 10:g} %, transition {plan['epoch']}"
+        )
+    lines.append("the same verdict as then" if found["agrees"] else "NOT the verdict of then")
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Obey the command line. 0: the same verdict as then; 1: another one; 2: input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m policy", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("explain", help="replay a receipt's question against the policy it was decided under")
+    command.add_argument("receipt", type=Path, help="the receipt's JSON, as /v1/receipts/ID gives it")
+    command.add_argument("--bundle", type=Path, required=True, help="policy/bundle of a pack, or log/policy-bundle")
+    command.add_argument("--json", action="store_true", help="the answer as JSON")
+    options = parser.parse_args(arguments)
+    try:
+        found = explain(_receipt(options.receipt), _read(options.bundle))
+    except UnusableInput as error:
+        print(f"policy: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+    print(json.dumps(found, indent=2) if options.json else _told(found))
+    return EXIT_SAME if found["agrees"] else EXIT_DIFFERENT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

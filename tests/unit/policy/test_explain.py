@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from policy.__main__ import MAX_FILE_BYTES, UnusableInput, explain, main
+from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
+from policy.evaluator import StressFacts
+from policy.wasm import WasmPolicy
+from tests.unit.policy.test_engines import ASKED, COMPILED, ROUTES, policy_data
+
+ENGINE = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES), {"shield.rego": "package signet.shield\n"})
+
+
+def receipt(reason: str = "allowed", decision: str = "allow", **changes: Any) -> dict[str, Any]:
+    stress = StressFacts(action="probe", epoch=4, errors_permille=505, slowness_permille=0, dwell_ms=1_000)
+    asked = msgspec.structs.replace(ASKED, stress=stress, **changes)
+    return {
+        "kind": "decision",
+        "id": "019aa56d-607b-7cd3-94eb-485fd695f47e",
+        "decision": decision,
+        "reason": reason,
+        "policy": {"digest": ENGINE.digest, "input": json.loads(msgspec.json.encode(asked))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("stored", "allows", "decided_by"),
+    [
+        (receipt(), True, "policy"),
+        (receipt("policy_denied", "deny", binding="none"), False, "policy"),
+        (receipt("breaker_open", "deny"), True, "a later step"),
+        (receipt("bad_content_digest", "deny"), True, "a later step"),
+    ],
+)
+def test_the_replayed_question_gets_the_verdict_of_then(stored: dict[str, Any], allows: bool, decided_by: str) -> None:
+    found = explain(stored, ENGINE.bundle)
+    assert (found["verdict"]["allow"], found["agrees"], found["decided_by"]) == (allows, True, decided_by)
+    assert found["plan"]["action"] == "probe"
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [receipt(binding="none"), receipt("policy_denied", "deny"), receipt("breaker_open", "deny", binding="none")],
+)
+def test_a_receipt_that_does_not_follow_from_its_policy_is_found(stored: dict[str, Any]) -> None:
+    assert explain(stored, ENGINE.bundle)["agrees"] is False
+
+
+def other_bundle(**changes: Any) -> bytes:
+    values: dict[str, Any] = {"engine": "wasm", "modules": {}, "data": msgspec.Raw(b"{}"), "wasm": b"\x00asm"}
+    return bundle_bytes(PolicyBundle(**values | changes))
+
+
+@pytest.mark.parametrize("bundle", [other_bundle(), other_bundle(engine="opa"), b"{", b"[]", b'{"engine": 1}'])
+def test_a_bundle_that_cannot_be_used_is_an_error(bundle: bytes) -> None:
+    stored = receipt()
+    stored["policy"]["digest"] = bundle_digest(bundle)
+    with pytest.raises(UnusableInput):
+        explain(stored, bundle)
+
+
+def test_a_bundle_other_than_the_one_it_was_decided_under_is_an_error() -> None:
+    with pytest.raises(UnusableInput, match="another policy"):
+        explain(receipt(), ENGINE.bundle + b" ")
+
+
+@pytest.mark.parametrize("changes", [{"policy": None}, {"kind": "outcome"}, {"policy": 7}])
+def test_a_receipt_that_no_policy_was_asked_about_is_an_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(UnusableInput, match="no decision"):
+        explain(receipt() | changes, ENGINE.bundle)
+
+
+def files(folder: Path, stored: object) -> list[str]:
+    (folder / "receipt.json").write_text(stored if isinstance(stored, str) else json.dumps(stored))
+    (folder / "bundle").write_bytes(ENGINE.bundle)
+    return ["explain", str(folder / "receipt.json"), "--bundle", str(folder / "bundle")]
+
+
+def test_the_command_tells_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = files(tmp_path, receipt())
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "rule shield.allow" in told
+    assert "probe: errors 50.5 %" in told
+    assert told.endswith("the same verdict as then\n")
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["agrees"] is True
+    assert main(files(tmp_path, receipt(binding="none"))) == 1
+    assert "NOT the verdict" in capsys.readouterr().out
+    stored = receipt()
+    stored["policy"]["input"]["stress"] = None
+    assert main(files(tmp_path, stored)) == 0
+    assert "plan " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stored", ["", "[]", "{", "{}"])
+def test_the_command_refuses_what_is_no_receipt(
+    tmp_path: Path, stored: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(tmp_path, stored)) == 2
+    assert capsys.readouterr().err.startswith("policy: ")
+
+
+def test_the_command_reads_no_file_beyond_its_bound_and_none_that_is_absent(tmp_path: Path) -> None:
+    arguments = files(tmp_path, receipt())
+    with (tmp_path / "bundle").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    assert main(arguments) == 2
+    (tmp_path / "bundle").unlink()
+    assert main(arguments) == 2
