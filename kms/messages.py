@@ -144,6 +144,9 @@ class WrapRequest(Message, frozen=True):
     kem_mode: Literal["hybrid"] = "hybrid"
     op_id: OpId | None = None
 
+    def __repr__(self) -> str:
+        return f"WrapRequest(kid={self.kid!r})"
+
 
 class WrapResponse(Message, frozen=True):
     """The envelope. `plaintext_key_b64` is never answered: a made key is had by unwrapping."""

@@ -124,6 +124,7 @@ async def test_a_repeated_wrap_has_the_same_envelope_and_an_unwrapped_key_is_kep
             await bench.call("wrap", WrapRequest(kid=kid, size=32, op_id=OP_ID))
         answer = await bench.call("unwrap", UnwrapRequest(kid=kid, wrapped_b64=wrapped.wrapped_b64))
         assert KEY_B64 not in repr(answer)
+        assert KEY_B64 not in repr(request)
         kept = repr([(event.detail, event.kid, event.payload_b3) for event in bench.audit.events])
         kept += repr(bench.core.dispatcher._answers._tenants)
         assert KEY_B64 not in kept
