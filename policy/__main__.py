@@ -102,7 +102,7 @@ def _told(found: dict[str, Any]) -> str:
         ),
         (
             f"asked     {asked['method']} {asked['path']} on route {asked['route']} by {asked['subject']}"
-            f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {asked.get('phase', 'closed')}"
+            f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {asked['phase']}"
         ),
     ]
     if found["plan"]:
