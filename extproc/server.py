@@ -61,7 +61,7 @@ class FilterServer:
                 ("grpc.max_receive_message_length", max_body_bytes + MESSAGE_OVERHEAD_BYTES),
                 ("grpc.max_concurrent_streams", MAX_CONCURRENT_CALLS),
                 ("grpc.max_metadata_size", 64 << 10),
-                # It would widen a stream's window from 64 KiB to megabytes. With it 64 MiB streamed took a worker 11.
+                # It would widen a stream's window from 64 KiB to megabytes: 64 MiB then took a worker 11 MiB, not 4.
                 ("grpc.http2.bdp_probe", 0),
             )
         )
