@@ -5,6 +5,7 @@
     00000000.sealed      of a full segment: its length in bytes and the root over its records
     checkpoints          signed heads, one a line, every N records or T seconds
     head                 the newest signed head, twice in turn, so that one is always whole
+    attestation.json     the provider's newest evidence of where the audit key is, where that is asked for
 
 Appending writes and syncs records first, the head after them: so what `head` says was durable before.
 """
@@ -90,6 +91,12 @@ class AuditFiles:
         """Write `log.json` anew."""
         with unavailable():
             replace_private(self._folder / IDENTITY_NAME, msgspec.json.encode(identity) + b"\n")
+
+    def write_attestation(self, class_: str, nonce: bytes, evidence: bytes) -> None:
+        """Keep the newest evidence of where the audit key is, in `attestation.json`."""
+        shown = {"class": class_, "nonce": nonce.hex(), "evidence_b64": evidence}
+        with unavailable():
+            replace_private(self._folder / "attestation.json", msgspec.json.encode(shown) + b"\n")
 
     def segments(self) -> int:
         """Count the segments; they are numbered without a gap. Raises AuditDamaged."""

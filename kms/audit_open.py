@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,9 @@ from kms.audit_log import AuditSettings, ChainedAuditLog, RefusingAuditLog, serv
 from kms.audit_memory import AuditMemory
 from kms.audit_record import EPOCH_DETAIL, STATE_DETAIL
 from kms.clock import SYSTEM_CLOCK
+from kms.errors import StoreUnavailable
+from kms.providers.provider import KeyHandle
+from receipts.checkpoint import TreeHead, compose_checkpoint
 from receipts.merkle import CompactTree
 
 if TYPE_CHECKING:
@@ -36,12 +40,15 @@ def open_audit_log(
     settings: AuditSettings | None = None,
     clock: Clock = SYSTEM_CLOCK,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    attested: bool = False,
 ) -> ChainedAuditLog | RefusingAuditLog:
     """Open the log in `folder` (None: in memory) and start its threads.
 
     `state`: the key store, `counter`: a TPM's counter where there is one; both are compared with what was audited. When
-    anything is not as it was left, the log that is returned takes no records, and `integrity` says why. Raises
-    StoreUnavailable when the disk does not serve, another process writes this log, or the provider is away.
+    anything is not as it was left, the log that is returned takes no records, and `integrity` says why. `attested`: the
+    provider shows where the audit key is, for the head at this opening (CONFIG.md `audit.sealing`). Raises
+    StoreUnavailable when the disk does not serve, another process writes this log, or the provider is away or shows
+    nothing.
     """
     make = functools.partial(ChainedAuditLog, settings=settings or AuditSettings(), clock=clock, telemetry=telemetry)
     if folder is None:
@@ -63,9 +70,21 @@ def open_audit_log(
         files.close()
         raise
     log.start()
-    log.append_now(service_event(OPEN_OP, standing(tail.audited, state, counter)))
-    if counter is not None:
-        counter.increment()
+    try:
+        detail = standing(tail.audited, state, counter)
+        if attested:
+            detail |= attest(files, identity, provider, tail)
+        log.append_now(service_event(OPEN_OP, detail))
+        if counter is not None:
+            counter.increment()
+    except StoreUnavailable:
+        # Unless a full segment turned out to be changed meanwhile: then the log refuses, and says why.
+        if log.integrity() is None:
+            log.close()
+            raise
+    except BaseException:
+        log.close()
+        raise
     return log
 
 
@@ -97,6 +116,20 @@ def standing(audited: AuditedState, state: KeyState | None, counter: RollbackCou
     if counter is not None:
         detail[COUNTER_DETAIL] = str(counter.read() + 1)
     return detail
+
+
+def attest(files: AuditFiles, identity: AuditIdentity, provider: Provider, tail: AuditTail) -> dict[str, str]:
+    """Keep fresh evidence of the audit key, bound to the head at this opening; give what the record says of it.
+
+    The nonce is the SHA-256 of the head's text. Raises StoreUnavailable.
+    """
+    text = compose_checkpoint(TreeHead(identity.origin, tail.tree.size, tail.tree.root()))
+    nonce = hashlib.sha256(text).digest()
+    shown = provider.attest(KeyHandle(identity.key_handle), nonce) if identity.key_handle else None
+    if shown is None:
+        raise StoreUnavailable("the provider shows nothing of the audit key", reason="audit_attestation")
+    files.write_attestation(shown.class_, nonce, shown.evidence)
+    return {"attestation": shown.class_, "evidence_sha256": hashlib.sha256(shown.evidence).hexdigest()}
 
 
 def sign_now(files: AuditFiles, identity: AuditIdentity, signer: HeadSigner, tail: AuditTail) -> None:

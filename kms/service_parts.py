@@ -64,6 +64,7 @@ def open_parts(config: KmsConfig, telemetry: Telemetry, clock: Clock) -> Service
             state=store,
             counter=providers.rollback_counter,
             settings=_audit_settings(config),
+            attested=config.audit.sealing == "attested",
             clock=clock,
         )
         core = build_core(

@@ -97,6 +97,7 @@ class AuditParts:
     telemetry: Telemetry = field(default_factory=Telemetry)
     settings: AuditSettings = field(default_factory=lambda: AuditSettings(append_s=10, checkpoint_after_s=3600))
     clock: Clock = SYSTEM_CLOCK
+    attested: bool = False
 
     def open(self) -> ChainedAuditLog | RefusingAuditLog:
         return open_audit_log(
@@ -107,6 +108,7 @@ class AuditParts:
             counter=self.counter,
             settings=self.settings,
             clock=self.clock,
+            attested=self.attested,
         )
 
     def open_whole(self) -> ChainedAuditLog:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import json
 import os
 import signal
@@ -21,6 +23,7 @@ from kms.audit_restore import restore
 from kms.clock import SYSTEM_CLOCK, Clock
 from kms.errors import Backpressure, Internal, StoreUnavailable, Timeout
 from kms.providers.inmem import InMemoryProvider
+from kms.providers.provider import Attestation
 from kms.telemetry import Telemetry
 from receipts.merkle import leaf_hash
 from tests.support.kms_audit import AuditParts, Change, Counter, State, WrappingProvider, event
@@ -144,6 +147,34 @@ def test_a_provider_that_can_do_nothing_is_refused(parts: AuditParts) -> None:
     parts.provider.wraps_itself = False  # type: ignore[misc]
     with pytest.raises(StoreUnavailable, match="neither signs nor wraps"):
         parts.open()
+
+
+class AttestingProvider(InMemoryProvider):
+    """Shows what it was asked to bind."""
+
+    shows = True
+
+    def attest(self, handle: Any, nonce: bytes) -> Attestation | None:
+        return Attestation("test-1", handle.encode() + nonce) if self.shows else None
+
+
+def test_attested_sealing_binds_the_audit_key_to_the_head_of_each_opening(parts: AuditParts) -> None:
+    provider = AttestingProvider()
+    parts.provider, parts.attested = provider, True
+    filled(parts)
+    filled(parts)
+    shown = json.loads((parts.folder / "attestation.json").read_bytes())
+    evidence = base64.b64decode(shown["evidence_b64"])
+    opening = [json.loads(line) for line in lines(parts) if b"audit_open" in line][-1]
+    assert opening["detail"]["attestation"] == shown["class"] == "test-1"
+    assert opening["detail"]["evidence_sha256"] == hashlib.sha256(evidence).hexdigest()
+    head = next(each for each in AuditFiles(parts.folder).read_checkpoints() if each.split(b"\n")[1] == b"6")
+    assert evidence[-32:] == hashlib.sha256(head.partition(b"\n\n")[0] + b"\n").digest()
+    provider.shows = False
+    with pytest.raises(StoreUnavailable, match="shows nothing"):
+        parts.open()
+    parts.attested = False
+    assert parts.fault() is None
 
 
 # Checkpoints (CONCURRENCY.md §2 and §6)
@@ -571,7 +602,7 @@ def test_what_older_segments_say_of_the_key_store_is_said_again(parts: AuditPart
         ("00000000.records", lambda data: data[:-20], True),
         ("00000000.sealed", lambda data: data.replace(b'"root":"', b'"root":"AAAA', 1)[:-7] + b'"}\n', True),
         ("00000001.sealed", lambda data: b"{}", True),
-        ("00000003.records", lambda data: data.replace(b'"sign"', b'"sigh"', 1), True),
+        ("00000003.records", lambda data: data.replace(b'"sign"', b'"sigh"', 1), False),
     ],
 )
 def test_a_change_in_an_old_segment_is_found(
@@ -583,8 +614,7 @@ def test_a_change_in_an_old_segment_is_found(
     with pytest.raises(AuditDamaged):
         verify(parts)
     log = parts.open()
-    if not at_start:
-        assert isinstance(log, ChainedAuditLog)
+    assert isinstance(log, ChainedAuditLog) is (not at_start)
     wait_for(lambda: log.integrity() is not None)
     log.close()
 
