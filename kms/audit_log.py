@@ -106,6 +106,7 @@ class ChainedAuditLog:
         self._thread = threading.Thread(target=self._keep_checkpoints, name="kms-audit-checkpoints", daemon=True)
         self._appended = telemetry.audit_appends.labels("ok")
         self._refused = telemetry.audit_appends.labels("error")
+        self._queue_depth = telemetry.queue_depth.labels("audit")
 
     def start(self) -> None:
         """Start both threads; once, and after any fork."""
@@ -130,7 +131,9 @@ class ChainedAuditLog:
         except StoreError as error:
             raise self._refusal(error) from error
         finally:
-            self._telemetry.audit_queue_depth.set(self._commits.pending_items)
+            waiting = self._commits.pending_items
+            self._telemetry.audit_queue_depth.set(waiting)
+            self._queue_depth.set(waiting)
         return entry
 
     def append_now(self, event: AuditEvent) -> AuditEntry:
