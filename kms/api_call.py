@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from kms.telemetry import Telemetry
 
 OTHER_ROUTE: Final = "other"
+CLOCK_RETRY_AFTER_S: Final = 5
+# What a capability that ended a moment ago could do no harm with: reading and verifying go on (I-18).
+_NEED_NO_CLOCK: Final = frozenset({Scope.READ, Scope.VERIFY})
 METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "GRPC"})
 
 
@@ -90,6 +93,8 @@ class ApiCalls:
         self._telemetry, self._log, self._ids = telemetry, log, ids
         self.clock, self.config = clock, config
         self.draining = False
+        # False while the wall clock is known to have been stepped: the end of a capability cannot be judged then.
+        self.clock_ok: Callable[[], bool] = lambda: True
         self._counters: dict[tuple[str, str, str], Any] = {}
         self._routes: dict[tuple[str, str], tuple[Any, Any]] = {}
 
@@ -108,6 +113,8 @@ class ApiCalls:
         principal = self._authority.authenticate(authorization, self.clock.wall_ms() // 1000)
         call.principal = principal
         scopes = principal.scopes
+        if operation.scope not in _NEED_NO_CLOCK and not self.clock_ok():
+            raise StoreUnavailable("the clock was stepped", reason="clock_skew", retry_after_s=CLOCK_RETRY_AFTER_S)
         if operation.scope in scopes:
             return
         with_read = self.config().security.verify_with_read

@@ -89,6 +89,7 @@ class KmsServer:
         )
         probes = service_probes(self._state, parts, lambda: self._config, self._clock)
         self._readiness = Readiness(probes, lambda: snapshot_of(parts, lambda: self._config), self._tell_readiness)
+        calls.clock_ok = lambda: "clock_ok" not in self._readiness.payload.missing
         await parts.core.start()
         await self._listen(calls)
         self._state.listening = True
