@@ -2,8 +2,8 @@
 
     python loadtest/bench_kms.py [--seconds 2] [--gate] [--store-baseline]
 
-The service's own rate limit of 500 a second is raised, or it would be what is measured. Latencies are of one caller at
-a rate far below saturation; throughput is of 16 connections in a closed loop, on the same cores as their clients.
+The service's own rate limit of 500 a second is raised, or it would be what is measured. Latencies are of one caller
+that waits for each answer; throughput is of 16 connections in a closed loop, on the same cores as their clients.
 Drift compares p95 with loadtest/baselines/kms.json after dividing both by the time of the same raw work on the same
 machine, so that the ratio tells of the program and not of the machine. `--gate` ends with 1 when a target or the
 documents' drift limit is missed (PERFORMANCE.md §1.1, §5).
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from loadtest.kms_load import Call, GrpcLine, HttpLine, Latencies, closed_loop, paced, prepare, shared, timed
+from loadtest.kms_load import Call, GrpcLine, HttpLine, Latencies, alone, closed_loop, prepare, shared, timed
 from tests.support.kms_service import DIGEST, KmsProcess
 
 BASELINE = Path(__file__).parent / "baselines" / "kms.json"
@@ -94,12 +94,12 @@ async def measure(service: KmsProcess, miss_service: KmsProcess, seconds: float)
     p95: dict[str, float] = {}
     missed: list[str] = []
     for kind in ("http", "grpc"):
-        sys.stdout.write(f"one caller at {PACE_PER_S}/s over {kind}\n")
+        sys.stdout.write(f"one caller, one request after the other, over {kind}\n")
         for name in calls:
             here, its_token = (miss_service, miss_token) if name == "verify miss" else (service, token)
             address = here.address(kind)
             line = await (HttpLine(address) if kind == "http" else GrpcLine(address, its_token)).open()
-            found = await paced(line, (miss_calls if here is miss_service else calls)[name], PACE_PER_S, seconds)
+            found = await alone(line, (miss_calls if here is miss_service else calls)[name], seconds)
             await line.close()
             p95[f"{kind} {name}"] = found.p95
             target = TARGETS_MS.get(name)
@@ -153,7 +153,7 @@ def where_time_goes(service: KmsProcess, memory: KmsProcess) -> None:
         for each in (service, memory):
             line = await HttpLine(each.address("http")).open()
             call = calls_of(each, each.token())["sign ed25519"]
-            results.append((await paced(line, call, PACE_PER_S, 2.0)).p50)
+            results.append((await alone(line, call, 2.0)).p50)
             await line.close()
         return results[0], results[1]
 

@@ -129,14 +129,22 @@ def summary(taken_s: Sequence[float], elapsed_s: float, cpu_s: float = 0.0) -> L
     return Latencies(at(0.5), at(0.95), at(0.99), len(ordered) / elapsed_s, cpu_s, len(ordered))
 
 
-async def paced(line: Line, calls: Sequence[Call], rate_per_s: float, seconds: float) -> Latencies:
-    """Send one at a time, at most `rate_per_s`: what a caller waits when nothing is saturated."""
-    for call in calls[: min(len(calls), 20)]:
+async def alone(line: Line, calls: Sequence[Call], seconds: float) -> Latencies:
+    """Send one request after the other: what a caller waits when nothing else is asked of the service."""
+    for call in calls[:1] * 20:
         await line.send(call)
     taken_s: list[float] = []
     began_s = time.perf_counter()
-    count = int(rate_per_s * seconds)
-    for index in range(count):
+    while time.perf_counter() - began_s < seconds:
+        taken_s.append(await line.send(calls[len(taken_s) % len(calls)]))
+    return summary(taken_s, time.perf_counter() - began_s)
+
+
+async def paced(line: Line, calls: Sequence[Call], rate_per_s: float, seconds: float) -> Latencies:
+    """Send one at a time, at most `rate_per_s`."""
+    taken_s: list[float] = []
+    began_s = time.perf_counter()
+    for index in range(int(rate_per_s * seconds)):
         wait_s = began_s + index / rate_per_s - time.perf_counter()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
