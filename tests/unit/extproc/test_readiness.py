@@ -12,7 +12,13 @@ from typing import Any
 import pytest
 
 from extproc.config import FilterConfig, load_config
-from extproc.readiness import MAX_STATUS_BYTES, STATUS_STALE_AFTER_MS, not_ready_because, store_problem
+from extproc.readiness import (
+    MAX_STATUS_BYTES,
+    STATUS_STALE_AFTER_MS,
+    degraded_because,
+    not_ready_because,
+    store_problem,
+)
 from receipts.store_sqlite import SqliteReceiptStore
 from tests.support.filter_parts import NOW_MS
 
@@ -129,3 +135,17 @@ def test_receipt_store_is_well_until_it_is_gone(tmp_path: Path) -> None:
     (tmp_path / "receipts.sqlite3").unlink()
     assert store_problem(store) == "store_unavailable"
     store.close()
+
+
+def test_what_serves_without_something_it_needs_is_told_and_is_ready(workers: Workers) -> None:
+    workers.tell(0, degraded={"sealing": "the key service: kms_unreachable"})
+    assert degraded_because(workers.config) == {"worker.0.sealing": "the key service: kms_unreachable"}
+    assert workers.reasons() == {}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{", b'{"degraded":[]}', b"[" * 100_000, b" " * (MAX_STATUS_BYTES + 1), b"\xff"]
+)
+def test_a_status_that_cannot_be_read_tells_of_nothing_degraded(workers: Workers, content: bytes) -> None:
+    workers.write(0, content)
+    assert degraded_because(workers.config) == {}
