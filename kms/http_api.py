@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OPENAPI_PATH: Final = f"{BASE_PATH}/openapi.json"
 MAX_PATH_BYTES: Final = 1024
+MAX_PASSED_OVER_BYTES: Final = 65_536
 PEER_GONE: Final = "499"
 """In metrics and logs, the status of a request that nobody waits for any more."""
 JSON_TYPE: Final = b"application/json"
@@ -32,7 +33,15 @@ _ENCODER: Final = msgspec.json.Encoder()
 _DECODERS: Final = {
     operation.op: msgspec.json.Decoder(operation.body) for operation in OPERATIONS if operation.body is not None
 }
-_READS: Final = (b"authorization", b"x-corr-id", b"content-type", b"content-encoding", b"content-length")
+_READS: Final = (
+    b"authorization",
+    b"x-corr-id",
+    b"content-type",
+    b"content-encoding",
+    b"content-length",
+    b"expect",
+    b"transfer-encoding",
+)
 
 
 class MethodNotAllowed(Unsupported):
@@ -76,7 +85,11 @@ class HttpApi:
         except Exception as raised:  # noqa: BLE001 - whatever is not understood is refused as Internal
             error = self._calls.refused(call, raised)
             status, body = error.http_status, encode_envelope(error, self._calls.clock.wall_ms(), call.request_id)
-        await _send(send, status, body, _headers(call, body, error, response))
+        headers = _headers(call, body, error, response)
+        if error is not None and call.body_bytes == 0 and not _small_body(fields):
+            # The body was not read, and is too much to be read for nothing.
+            headers.append((b"connection", b"close"))
+        await _send(send, status, body, headers)
         self._calls.close(call, str(status), error, response)
 
     async def _answer(
@@ -168,6 +181,12 @@ def _fields_of(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     return fields
 
 
+def _small_body(fields: dict[bytes, bytes]) -> bool:
+    """Tell whether what was not read of a refused request may be passed over: the connection then carries the next."""
+    length = fields.get(b"content-length", b"0" if b"transfer-encoding" not in fields else b"")
+    return length.isdigit() and len(length) <= 5 and int(length) <= MAX_PASSED_OVER_BYTES and b"expect" not in fields
+
+
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("latin-1")
 
@@ -189,9 +208,6 @@ def _headers(call: ApiCall, body: bytes, error: KmsError | None, response: Messa
             headers.append((b"www-authenticate", b'Bearer realm="kms"'))
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", error.allowed.encode()))
-        if call.body_bytes == 0 and call.method == "POST":
-            # The body was not read: the connection cannot carry another request.
-            headers.append((b"connection", b"close"))
     return headers
 
 

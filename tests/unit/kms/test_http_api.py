@@ -149,13 +149,29 @@ async def test_without_a_capability_or_with_another_scope_nothing_is_read(operat
     answer = await parts.ask(operation.method, path, chunks=[b"x" * 100] * 3)
     assert (answer.status, answer.error["code"], answer.reads) == (403, "NoCapability", 0)
     assert answer.error["hint"] == f"attach macaroon with {operation.scope.value}"
-    if operation.method == "POST":
-        assert answer.headers["connection"] == "close"
     assert parts.dispatcher.asked == []
     assert parts.counted("rejected_total", reason="unauth") == 3
     assert parts.counted("auth_failures_total") == 2
     parts.authority.principal = principal(operation.scope)
     assert (await parts.ask(operation.method, path, authorization="Bearer good")).status != 403
+
+
+@pytest.mark.parametrize(
+    ("fields", "closes"),
+    [
+        ({"content_length": "100"}, False),
+        ({"content_length": "65536"}, False),
+        ({}, False),
+        ({"content_length": "65537"}, True),
+        ({"content_length": "9" * 30}, True),
+        ({"content_length": "100", "expect": "100-continue"}, True),
+        ({"transfer_encoding": "chunked"}, True),
+    ],
+)
+async def test_a_refused_request_ends_the_connection_only_when_its_body_is_too_much_to_pass_over(fields, closes):
+    answer = await EdgeParts(SIGNED).ask(body=SIGN, authorization=None, **fields)
+    assert (answer.status, answer.reads) == (401, 0)
+    assert (answer.headers.get("connection") == "close") is closes
 
 
 async def test_a_reader_verifies_only_where_the_deployment_says_so():

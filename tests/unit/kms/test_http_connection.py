@@ -185,10 +185,24 @@ async def test_an_upgrade_is_not_offered(stage):
     writer.close()
 
 
-async def test_a_refusal_before_the_body_ends_the_connection(stage):
+async def test_after_a_refusal_the_connection_carries_the_next_request(stage):
     here = await stage()
     reader, writer = await here.connect()
-    writer.write(request_bytes().replace(b"good", b"evil"))
+    for _ in range(2):
+        writer.write(request_bytes().replace(b"good", b"evil")[: -len(BODY)])
+        head, _ = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 401 ")
+        writer.write(BODY)
+        writer.write(request_bytes())
+        head, _ = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_after_a_refusal_a_large_body_ends_the_connection(stage):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(request_bytes(b"x" * 70_000).replace(b"good", b"evil")[:300])
     head, _ = await read_answer(reader)
     assert head.startswith(b"HTTP/1.1 401 ")
     assert await reader.read() == b""
