@@ -218,7 +218,7 @@ def test_neighbours_need_their_uid_on_the_list_and_a_capability(kms, tmp_path):
     kid = service.create()
     assert sign(service, kid, role="unix").status == 200
     assert sign(service, kid, role="unix", token=None).status == 401
-    assert service.events("sign_result")[-1]["peer_addr"] == f"uid:{os.getuid()}"
+    assert service.wait_for("sign_result", 2)["peer_addr"] == f"uid:{os.getuid()}"
 
 
 def test_a_neighbour_whose_uid_is_not_on_the_list_gets_nothing(kms, tmp_path):
