@@ -3,46 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import json
-import logging
 import os
 import sys
-import time
 from pathlib import Path
 from typing import Final
+
+from extproc import logs
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_UNUSABLE: Final = 2
 
 
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the traceback when there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Format `record` as one line of JSON."""
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        line = {
-            "time": f"{stamp}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["trace"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def _log_to_stderr(level: str) -> None:
-    stream = logging.StreamHandler(sys.stderr)
-    stream.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[stream], force=True)
-
-
 def _serve(args: argparse.Namespace) -> int:
     from extproc.supervisor import Supervisor
 
-    return Supervisor(args.config, os.environ).run()
+    log_options = ("--log-level", args.log_level, "--log-format", args.log_format)
+    return Supervisor(args.config, os.environ, log_options).run()
 
 
 def _worker(args: argparse.Namespace) -> int:
@@ -81,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="python -m extproc", description="The Signet filter service.")
     parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
+    parser.add_argument(
+        "--log-format", choices=logs.FORMATS, help="of the lines on standard error; by default text on a terminal"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, text in (
         ("serve", _serve, "run the filter workers"),
@@ -109,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     from receipts.errors import StoreError
 
     args = _parser().parse_args(argv)
-    _log_to_stderr(args.log_level)
+    args.log_format = logs.log_to(sys.stderr, args.log_level, args.log_format)
     try:
         status = args.run(args)
     except ConfigError as error:

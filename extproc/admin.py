@@ -28,6 +28,7 @@ from extproc.config import load_config
 from extproc.errors import ServerFault
 from extproc.log_api import log_routes
 from extproc.log_service import LogService
+from extproc.log_telemetry import LogTelemetry
 from extproc.outcome_watch import OutcomeWatch
 from extproc.problems import problem
 from extproc.readiness import degraded_because, not_ready_because, store_problem
@@ -71,7 +72,7 @@ class AdminApp:
         log: LogService,
     ) -> None:
         self._config, self._store, self._token, self._now_ms, self._watch = config, store, token, now_ms, watch
-        self._log = log
+        self._log, self._log_telemetry = log, LogTelemetry(log, store)
         host = config.admin.host
         self._names = {*_LOCAL_NAMES, f"[{host}]" if ":" in host else host}
 
@@ -132,6 +133,7 @@ class AdminApp:
         if directory.is_dir():
             multiprocess.MultiProcessCollector(registry, path=str(directory))  # type: ignore[no-untyped-call]
         registry.register(self._watch)
+        registry.register(self._log_telemetry)
         return generate_latest(registry)
 
     async def receipt(self, request: Request) -> Response:

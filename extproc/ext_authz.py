@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import grpc
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
+from extproc.logs import begin_trace
 from extproc.request import UndecodableRequest, decode_check
 from extproc.response import check_response, refusal_without_request, serialise
 
@@ -55,6 +56,7 @@ class ExtAuthz:
         except Exception:
             LOG.exception("a Check could not be decoded")
             return refusal_without_request()
+        begin_trace(request.trace_id)
         try:
             response = check_response(await self._pipeline.answer(request))
         except Exception:

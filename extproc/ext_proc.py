@@ -20,6 +20,7 @@ from extproc.body_answer import chunk_answer, headers_answer, refusal, serialise
 from extproc.body_order import ForgedOrder, read_order
 from extproc.body_stream import BodyStream, Released
 from extproc.errors import Overloaded
+from extproc.logs import begin_trace
 from pch.errors import OurFault, PchError
 from pch.reasons import Reason
 
@@ -143,6 +144,7 @@ class _Passage:
         order = read_order(first.metadata_context.filter_metadata)
         method, target = fields.get(":method", ""), fields.get(":path", "")
         body = self._unsettled = await self._service.verdicts.recall(order, method=method, target=target)
+        begin_trace(body.trace_id)
         reserved_bytes = self._service.reserve(order)
         try:
             await self._stream(body, bodiless=first.request_headers.end_of_stream)

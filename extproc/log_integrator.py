@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from extproc.log_section import LogSection
     from receipts.rotation import RotatingSigner
     from receipts.signed_note import VerifierKey
+    from receipts.sth import SignedTreeHead
     from receipts.store import ReceiptStore
 
 LOG: Final = logging.getLogger("extproc.log")
@@ -78,12 +79,17 @@ class LogIntegrator:
         writer = self._writer
         return self._problem or (None if writer is None else writer.problem)
 
+    @property
+    def head(self) -> SignedTreeHead | None:
+        """The newest signed head, None while nothing is integrated. Any thread may read it."""
+        writer = self._writer
+        return None if writer is None else writer.head
+
     def catch_up(self, seq: int, wait_s: float) -> bool:
         """Wait until a signed head has the receipt `seq`, at most `wait_s`; return whether one has."""
         deadline_s = time.monotonic() + wait_s
         while time.monotonic() < deadline_s and not self._stop.is_set():
-            writer = self._writer
-            head = None if writer is None else writer.head
+            head = self.head
             if head is not None and head.size >= seq:
                 return True
             time.sleep(CATCH_UP_POLL_S)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from extproc.config import FilterConfig
     from receipts.signed_note import VerifierKey
+    from receipts.sth import SignedTreeHead
     from receipts.store import ReceiptStore
 
 CATCH_UP_S: Final = 5.0
@@ -62,6 +63,11 @@ class LogService:
         """Say that heads wait for the key service, while receipts go on being stored; None when they do not."""
         waits = self._config.kms.signs_log and self._integrator.problem == LogUnavailable.code
         return "the key service: no head is signed" if waits else None
+
+    @property
+    def head(self) -> SignedTreeHead | None:
+        """The newest signed head; None while nothing is integrated."""
+        return self._integrator.head
 
     def source(self) -> PackSource:
         """Give what answers and packs are made from, with the keys and the policy of this moment.

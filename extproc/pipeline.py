@@ -83,6 +83,7 @@ class Pipeline:
         parts = self._parts
         rules, now_ms = parts.rules(), parts.clock_ms()
         self._in_flight += 1
+        parts.telemetry.in_flight.inc()
         if request.binding is not None:
             parts.supply.begin(request.binding)
         passage = Passage(request, rules, now_ms)
@@ -94,6 +95,7 @@ class Pipeline:
             return await self._record(passage, reason)
         finally:
             self._in_flight -= 1
+            parts.telemetry.in_flight.dec()
             if request.binding is not None:
                 parts.supply.end(request.binding)
 
@@ -131,6 +133,7 @@ class Pipeline:
             may_fall_back=parts.stress.may_fall_back(admitted.route),
         )
         passage.verified = verified
+        parts.telemetry.proved([each.proof.algorithm for each in verified.signatures], fell_back=verified.fell_back)
         # 9
         await self._spend(verified, passage.now_ms)
         passage.spent = True
@@ -201,7 +204,8 @@ class Pipeline:
         if passage.verified is None and not parts.refusals.admit(passage.route_name, reason, passage.now_ms):
             return None
         draft = decision_draft(passage, reason, parts.random_bytes)
-        return await parts.writer.append(draft, receipts.timeout_ms / 1000)
+        with parts.telemetry.receipt_seconds.time():
+            return await parts.writer.append(draft, receipts.timeout_ms / 1000)
 
     def _answer(self, passage: Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
         """Put the answer together (step 13), with fresh challenges for the connection."""
@@ -220,6 +224,7 @@ class Pipeline:
             order=order,
             relaxing=passage.admitted is not None and self._is_relaxing(passage.admitted.route),
             retry_after_s=passage.retry_after_s,
+            may_fall_back=passage.admitted is not None and self._parts.stress.may_fall_back(passage.admitted.route),
         )
 
     def _is_relaxing(self, route: Route) -> bool:
@@ -234,7 +239,7 @@ class Pipeline:
         if admitted is None or not admitted.route.guarded or admitted.binding is None:
             return ()
         try:
-            return issue_several(
+            fresh = issue_several(
                 parts.sealing_keys,
                 realm=passage.rules.config.filter.realm,
                 authority=admitted.authority,
@@ -246,6 +251,8 @@ class Pipeline:
         except Exception:
             LOG.exception("no challenge could be issued")
             return ()
+        parts.telemetry.challenges.inc(len(fresh))
+        return fresh
 
 
 def _needs_order(verified: VerifiedRequest, reason: Reason) -> bool:

@@ -58,6 +58,13 @@ class StressTelemetry:
             registry=registry,
             multiprocess_mode="max",
         )
+        self.relaxing = Gauge(
+            "signet_breaker_relaxing",
+            "1 while clients of a route are asked to trim their headers",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self.transitions = Counter(
             "signet_breaker_transitions",
             "Changes of phase that this worker reached or took over",
@@ -161,6 +168,7 @@ class StressDesk:
             self._telemetry.phase.labels(name).set(_PHASE_VALUES[state.phase])
             self._telemetry.errors.labels(name).set(state.errors.mean)
             self._telemetry.slowness.labels(name).set(state.slowness.mean)
+            self._telemetry.relaxing.labels(name).set(int(self._bank.is_relaxing(name)))
             if state.phase is not phase:
                 self._telemetry.transitions.labels(name, state.phase).inc()
 

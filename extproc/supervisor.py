@@ -19,7 +19,7 @@ from extproc.errors import ServerFault
 from extproc.reload import needs_restart
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 LOG: Final = logging.getLogger("signet.supervisor")
@@ -47,9 +47,9 @@ class _Slot:
 class Supervisor:
     """Owner of the worker processes. Single-threaded; signals only set flags."""
 
-    def __init__(self, config_path: Path, environ: Mapping[str, str]) -> None:
-        """Load the configuration. Raises `ConfigError`."""
-        self._config_path, self._environ = config_path, environ
+    def __init__(self, config_path: Path, environ: Mapping[str, str], log_options: Sequence[str] = ()) -> None:
+        """Load the configuration. `log_options`: what the workers are told of logs. Raises `ConfigError`."""
+        self._config_path, self._environ, self._log_options = config_path, environ, log_options
         self._content = read_config_file(config_path)
         config = self._config = load_config(config_path, environ, content=self._content)
         self._accepted_path = config.filter.socket_dir / ACCEPTED_FILE
@@ -112,7 +112,7 @@ class Supervisor:
         self._reload = True
 
     def _start(self, index: int) -> _Slot:
-        command = [sys.executable, "-m", "extproc", "worker", "--config", str(self._config_path)]
+        command = [sys.executable, "-m", "extproc", *self._log_options, "worker", "--config", str(self._config_path)]
         command += ["--index", str(index), "--lifeline-fd", str(self._lifeline_read)]
         command += ["--accepted", str(self._accepted_path)]
         environ = {**self._environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, values
 
+from extproc.decision import ALLOWING
+from pch.reasons import Reason
+
 if TYPE_CHECKING:
-    from pch.reasons import Reason
+    from collections.abc import Sequence
 
 CHECK_BUCKETS_S: Final = (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.125, 0.25, 0.5, 1.0, 2.0)
 
@@ -34,7 +37,29 @@ class Telemetry:
         self._decisions = Counter(
             "signet_decisions", "Decisions by route and reason.", ("route", "reason"), registry=registry
         )
-        self._children: dict[tuple[str | None, Reason], Counter] = {}
+        self._children: dict[tuple[str | None, Reason], tuple[Counter, ...]] = {}
+        self._exchanges = Counter("signet_exchanges", "Requests decided.", registry=registry)
+        self._denied = Counter("signet_denied", "Requests refused, by reason.", ("reason",), registry=registry)
+        self._forward = Counter(
+            "signet_forward", "Requests let on; the body of one may still be refused.", registry=registry
+        )
+        self._proofs = Counter(
+            "signet_proofs", "Requests whose proof verified, by algorithm.", ("algorithm",), registry=registry
+        )
+        self._proof_children: dict[tuple[str, ...], Counter] = {}
+        self._fallback_used = Counter(
+            "signet_fallback_used", "Hybrid proofs of which the classical half was enough.", registry=registry
+        )
+        self.challenges = Counter("signet_challenges_issued", "Challenges issued.", registry=registry)
+        self.in_flight = Gauge(
+            "signet_inflight_requests", "Requests being decided.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.receipt_seconds = Histogram(
+            "signet_receipt_seconds",
+            "Time from a decision to its durable receipt.",
+            buckets=CHECK_BUCKETS_S,
+            registry=registry,
+        )
         self.check_seconds = Histogram(
             "signet_check_seconds", "Time from Check to answer.", buckets=CHECK_BUCKETS_S, registry=registry
         )
@@ -60,7 +85,26 @@ class Telemetry:
 
     def decided(self, route: str | None, reason: Reason) -> None:
         """Count one decision. `route`: its name from the configuration, None when none matched."""
-        child = self._children.get((route, reason))
+        children = self._children.get((route, reason))
+        if children is None:
+            children = self._children[(route, reason)] = self._counters_of(route, reason)
+        for child in children:
+            child.inc()
+
+    def proved(self, algorithms: Sequence[str], *, fell_back: bool) -> None:
+        """Count one verified proof. `algorithms`: of its signatures, each one that the route's configuration names."""
+        key = tuple(algorithms)
+        child = self._proof_children.get(key)
         if child is None:
-            child = self._children[(route, reason)] = self._decisions.labels(route or "", str(reason))
+            child = self._proof_children[key] = self._proofs.labels("+".join(key))
         child.inc()
+        if fell_back:
+            self._fallback_used.inc()
+
+    def _counters_of(self, route: str | None, reason: Reason) -> tuple[Counter, ...]:
+        counters = (self._exchanges, self._decisions.labels(route or "", str(reason)))
+        if reason in ALLOWING:
+            return (*counters, self._forward)
+        if reason is Reason.EVIDENCE_KEPT:
+            return counters
+        return (*counters, self._denied.labels(str(reason)))

@@ -319,7 +319,8 @@ def test_metrics_without_workers_are_those_of_the_admin_process_alone(admin: Adm
     response = admin.client().get("/metrics")
     assert response.status_code == 200
     lines = [line for line in response.text.splitlines() if not line.startswith("#")]
-    assert lines == ["signet_outcomes_missing_total 0.0", "signet_outcomes_waiting 0.0"]
+    outcomes = ["signet_outcomes_missing_total 0.0", "signet_outcomes_waiting 0.0"]
+    assert lines == [*outcomes, "signet_log_problem 0.0", "signet_receipts_stored 0.0"]
 
 
 def samples(text: str, name: str) -> dict[str, float]:

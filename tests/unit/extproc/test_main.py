@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from extproc.__main__ import EXIT_FAILED, EXIT_OK, EXIT_UNUSABLE, JsonFormatter, main
+from extproc.__main__ import EXIT_FAILED, EXIT_OK, EXIT_UNUSABLE, main
+from tests.support.check_calls import FilterCalls, check_of, reason_of, unsigned
 from tests.support.filter_process import FilterFolder, filter_folder
 
 GOOD = '[[route]]\nname = "all"\npath = "/**"\n'
@@ -112,28 +114,17 @@ def served_log() -> Iterator[FilterFolder]:
         yield folder
 
 
-def record(message: str, *arguments: object, exc_info: object = None) -> logging.LogRecord:
-    return logging.LogRecord("signet.test", logging.ERROR, "x.py", 1, message, arguments, exc_info)  # type: ignore[arg-type]
-
-
-def test_log_line_is_one_line_whatever_it_says() -> None:
-    made = record("a\nb %s", '"c"\u2028\r\n{')
-    made.created, made.msecs = 1_790_000_000.25, 250.0
-    text = JsonFormatter().format(made)
-    assert len(text.splitlines()) == 1
-    assert json.loads(text) == {
-        "time": "2026-09-21T14:13:20.250Z",
-        "level": "error",
-        "logger": "signet.test",
-        "message": 'a\nb "c"\u2028\r\n{',
-    }
-
-
-def test_traceback_is_a_member_of_its_own() -> None:
-    try:
-        raise ValueError("why")
-    except ValueError as error:
-        made = record("failed", exc_info=(ValueError, error, error.__traceback__))
-    line = json.loads(JsonFormatter().format(made))
-    assert line["message"] == "failed"
-    assert line["trace"].endswith("ValueError: why")
+def test_workers_log_in_the_format_and_at_the_level_of_the_one_that_starts_them() -> None:
+    with filter_folder(workers=1) as folder:
+        process = folder.start("--log-format", "text", "--log-level", "debug", "serve")
+        folder.pid()
+        trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+        message = unsigned()
+        traced = replace(message, headers=(("traceparent", f"00-{trace}-00f067aa0ba902b7-01".encode()),))
+        with FilterCalls(folder.socket(0)) as calls:
+            assert reason_of(calls.check(check_of(traced))) == "missing_signature"
+        process.terminate()
+        assert process.wait(15) == EXIT_OK
+        (line,) = (line for line in folder.logged().splitlines() if "refused: missing_signature" in line)
+        assert " DEBUG signet.pipeline " in line
+        assert line.endswith(f" trace_id={trace}")

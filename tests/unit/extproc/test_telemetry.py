@@ -47,6 +47,38 @@ def test_every_metric_is_exposed_with_its_name() -> None:
         assert line in text.splitlines()
 
 
+def test_each_decision_is_an_exchange_and_either_let_on_or_denied() -> None:
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry)
+    decided = [Reason.ALLOWED, Reason.BODY_PENDING, Reason.UNGUARDED, Reason.EVIDENCE_KEPT]
+    decided += [Reason.NONCE_REPLAY, Reason.NONCE_REPLAY, Reason.INTERNAL]
+    for route in ("a", "b", None):
+        for reason in decided:
+            telemetry.decided(route, reason)
+
+    def count(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
+    assert count("signet_exchanges_total") == 21
+    assert count("signet_forward_total") == 9
+    assert count("signet_denied_total", reason=str(Reason.NONCE_REPLAY)) == 6
+    assert count("signet_denied_total", reason=str(Reason.INTERNAL)) == 3
+    for reason in (Reason.ALLOWED, Reason.UNGUARDED, Reason.EVIDENCE_KEPT):
+        assert count("signet_denied_total", reason=str(reason)) is None
+
+
+def test_proofs_are_counted_by_algorithm_and_fallbacks_apart() -> None:
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry)
+    telemetry.proved(["ed25519"], fell_back=False)
+    telemetry.proved(["ed25519", "ml-dsa-65"], fell_back=False)
+    assert registry.get_sample_value("signet_fallback_used_total") == 0
+    telemetry.proved(["ed25519"], fell_back=True)
+    for algorithm, expected in (("ed25519", 2), ("ed25519+ml-dsa-65", 1)):
+        assert registry.get_sample_value("signet_proofs_total", {"algorithm": algorithm}) == expected
+    assert registry.get_sample_value("signet_fallback_used_total") == 1
+
+
 def test_buckets_rise_and_tell_the_promised_latency_apart() -> None:
     assert list(CHECK_BUCKETS_S) == sorted(set(CHECK_BUCKETS_S))
     assert CHECK_BUCKETS_S[0] <= 0.0005
