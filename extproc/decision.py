@@ -64,6 +64,7 @@ class Answer:
 
     `challenges`: fresh ones for the connection. `relaxing`: whether clients are asked to relax at once. `order`: what
     ext_proc is to do with the body, None for nothing. `retry_after_s`: when to come again, None for the usual.
+    `may_fall_back`: the classical half of a hybrid is enough on the route for now.
     """
 
     reason: Reason
@@ -76,6 +77,7 @@ class Answer:
     order: BodyOrder | None = None
     relaxing: bool = False
     retry_after_s: int | None = None
+    may_fall_back: bool = False
 
 
 def policy_input(verified: VerifiedRequest, now_ms: int, phase: str) -> PolicyInput:

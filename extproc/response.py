@@ -188,9 +188,12 @@ def _denied(answer: Answer) -> CheckResponse:
         route, realm = answer.admitted.route, answer.rules.config.filter.realm
         max_age_s = answer.rules.config.filter.max_age_s
         challenge = answer.challenges[0]
-        offer = www_authenticate(route, realm, challenge, max_age_s, relaxing=answer.relaxing)
+        offer = www_authenticate(
+            route, realm, challenge, max_age_s, relaxing=answer.relaxing, may_fall_back=answer.may_fall_back
+        )
         headers.append(_option("www-authenticate", offer))
-        headers.append(_option("accept-signature", accept_signature(route, challenge, answer.request.has_content)))
+        asked = accept_signature(route, challenge, answer.request.has_content, may_fall_back=answer.may_fall_back)
+        headers.append(_option("accept-signature", asked))
         if reason is Reason.HEADER_BUDGET:
             headers.append(_option(RELAX_FIELD, RELAX_EVIDENCE_IN_BODY))
     body = ""
@@ -232,19 +235,30 @@ def problem_document(reason: Reason) -> str:
     return json.dumps(document)
 
 
-def www_authenticate(route: Route, realm: str, challenge: str, max_age_s: int, *, relaxing: bool = False) -> str:
+def www_authenticate(
+    route: Route, realm: str, challenge: str, max_age_s: int, *, relaxing: bool = False, may_fall_back: bool = False
+) -> str:
     """Write the PCH challenge of a refusal, PCH §2. `realm` holds no quote (the configuration sees to it).
 
-    `relaxing`: ask clients to relax at once (PCH §6).
+    `relaxing`: ask clients to relax at once (PCH §6). `may_fall_back`: the classical half of a hybrid is enough for now
+    (PCH §3), so it is offered by itself as well.
     """
+    halves = [name.partition("+")[0] for name in route.algorithms if "+" in name] if may_fall_back else []
+    algorithms = " ".join(dict.fromkeys([*route.algorithms, *halves]))
     hints = f', hints="{RELAX_HINT}"' if relaxing else ""
     return (
-        f'PCH realm="{realm}", challenge="{challenge}", algs="{" ".join(route.algorithms)}", mode="{route.mode}", '
+        f'PCH realm="{realm}", challenge="{challenge}", algs="{algorithms}", mode="{route.mode}", '
         f'binding="{route.binding}", max-age={max_age_s}, evidence="{route.evidence}"{hints}'
     )
 
 
-def accept_signature(route: Route, challenge: str, has_content: bool) -> str:  # noqa: FBT001
+def accept_signature(
+    route: Route,
+    challenge: str,
+    has_content: bool,  # noqa: FBT001
+    *,
+    may_fall_back: bool = False,
+) -> str:
     """Write Accept-Signature for generic signers, RFC 9421 §5 and PCH §2.
 
     Every member has to be fulfilled, so the other half of a hybrid is asked for only where no one gets by without it.
@@ -255,5 +269,5 @@ def accept_signature(route: Route, challenge: str, has_content: bool) -> str:  #
     if route.bound:
         names.append("pch-channel-binding")
     components = " ".join(f'"{name}"' for name in names)
-    tags = (TAG, TAG_SECOND_HALF) if route.hybrids_alone else (TAG,)
+    tags = (TAG, TAG_SECOND_HALF) if route.hybrids_alone and not may_fall_back else (TAG,)
     return ", ".join([f'{tag}=({components});created;expires;nonce="{challenge}";tag="{tag}"' for tag in tags])

@@ -120,6 +120,7 @@ class HybridUser(PchUser):
     """Ed25519 and ML-DSA-65 together."""
 
     kind = "hybrid"
+    client_options: ClassVar[dict[str, Any]] = {"relax": "never"}
     weight = number_of("hybrid", "=")
     fixed_count = number_of("hybrid", ":")
 

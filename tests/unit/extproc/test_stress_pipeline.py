@@ -17,9 +17,10 @@ from extproc.policy_engine import read_policy_bundle
 from extproc.response import check_response
 from extproc.rules import rules_of
 from extproc.stress_desk import StressDesk, StressTelemetry
+from pch.httpsig.message import RequestMessage
 from pch.reasons import Reason
 from receipts.receipt import DecisionReceipt, parse_receipt
-from tests.support.filter_parts import FilterParts, KeyPair, SetClock, edge_request, signed_message
+from tests.support.filter_parts import AUTHORITY, FilterParts, KeyPair, SetClock, edge_request, signed_message
 from tests.support.hybrid_parts import Half, halves, hybrid_keys, hybrid_message
 
 CONFIG = """
@@ -187,6 +188,17 @@ async def test_the_classical_half_is_enough_only_while_the_breaker_is_not_closed
         ["ed25519"],
     )
     assert stress_of(parts, answer)["action"] == "probe"
+
+
+async def test_a_client_is_told_when_the_classical_half_is_enough(parts: FilterParts) -> None:
+    unsigned = edge_request(RequestMessage("GET", "https", AUTHORITY, "/fallback", ()))
+    told = denied_headers(await parts.answer(unsigned))
+    assert 'algs="ed25519+ml-dsa-65"' in told["www-authenticate"]
+    assert 'tag="pch-pq"' in told["accept-signature"]
+    trip(parts, "fallback")
+    told = denied_headers(await parts.answer(unsigned))
+    assert 'algs="ed25519+ml-dsa-65 ed25519"' in told["www-authenticate"]
+    assert 'tag="pch-pq"' not in told["accept-signature"]
 
 
 async def test_a_route_that_permits_no_fallback_never_takes_half_of_a_hybrid(parts: FilterParts) -> None:
