@@ -50,6 +50,8 @@ class Attestations:
         self._pool, self._telemetry, self._clock, self._random_bytes = pool, telemetry, clock, random_bytes
         self._deadline_s = deadline_s
         self._entries: OrderedDict[tuple[str, KeyHandle], _Entry] = OrderedDict()
+        # Told of each attempt: the backend, the class of the evidence (None where there is none), whether it was had.
+        self.on_refresh: Callable[[str, str | None, bool], None] = lambda _backend, _class, _ok: None
 
     @property
     def ready(self) -> bool:
@@ -65,7 +67,7 @@ class Attestations:
         if self.requirement == "never":
             return None
         if provider.attestation_class is None:
-            self._check_missing(None)
+            self._check_missing(provider, None)
             return None
         key = (provider.name, handle)
         entry = self._entries.get(key)
@@ -73,15 +75,16 @@ class Attestations:
             kept_s = FRESH_S if entry.attestation is not None else RETRY_S
             if self._clock.monotonic_s() - entry.taken_s <= kept_s:
                 if entry.attestation is None:
-                    self._check_missing(None)
+                    self._check_missing(provider, None)
                 return entry.attestation
         attestation, cause = await self._take(tenant, provider, handle)
+        self.on_refresh(provider.name, None if attestation is None else attestation.class_, attestation is not None)
         self._entries[key] = _Entry(attestation, self._clock.monotonic_s())
         self._entries.move_to_end(key)
         if len(self._entries) > MAX_ENTRIES:
             self._entries.popitem(last=False)
         if attestation is None:
-            self._check_missing(cause)
+            self._check_missing(provider, cause)
         return attestation
 
     async def _take(
@@ -101,6 +104,7 @@ class Attestations:
         self._telemetry.attest.labels(provider.name, "err" if attestation is None else "ok").inc()
         return attestation, None
 
-    def _check_missing(self, cause: Exception | None) -> None:
+    def _check_missing(self, provider: Provider, cause: Exception | None) -> None:
         if self.requirement == "required":
+            self._telemetry.attest.labels(provider.name, "missing").inc()
             raise AttestationMissing("attestation is required and not there") from cause

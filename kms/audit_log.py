@@ -104,6 +104,8 @@ class ChainedAuditLog:
             self._commit, name="kms-audit", max_pending_items=settings.queue
         )
         self._thread = threading.Thread(target=self._keep_checkpoints, name="kms-audit-checkpoints", daemon=True)
+        # Told of each attempt at a checkpoint, from the thread that made it: root (hex), size, success, seconds.
+        self.on_checkpoint: Callable[[str, int, bool, float], None] = lambda _root, _size, _ok, _took_s: None
         self._appended = telemetry.audit_appends.labels("ok")
         self._refused = telemetry.audit_appends.labels("error")
         self._queue_depth = telemetry.queue_depth.labels("audit")
@@ -292,6 +294,7 @@ class ChainedAuditLog:
         except KmsError as error:
             self._set_checkpoint_problem(error)
             self._signed_s = self._clock.monotonic_s()
+            self._tell_checkpoint(tail, began_s, ok=False)
             return
         finally:
             self._signing_since_s = None
@@ -299,9 +302,14 @@ class ChainedAuditLog:
         if self._signed_s - began_s > self._settings.checkpoint_s:
             self._telemetry.io_timeouts.labels("checkpoint").inc()
             self._set_checkpoint_problem(Timeout("the checkpoint took longer than its deadline"))
+            self._tell_checkpoint(tail, began_s, ok=False)
             return
         self._checkpoint = None
         self._telemetry.audit_checkpoints.labels("ok").inc()
+        self._tell_checkpoint(tail, began_s, ok=True)
+
+    def _tell_checkpoint(self, tail: AuditTail, began_s: float, *, ok: bool) -> None:
+        self.on_checkpoint(tail.tree.root().hex(), tail.tree.size, ok, self._clock.monotonic_s() - began_s)
 
     def _set_checkpoint_problem(self, error: KmsError) -> None:
         self._telemetry.audit_checkpoints.labels("error").inc()

@@ -85,6 +85,7 @@ KEYS: Final[tuple[Key, ...]] = (
     _key("observability.emit_cache_age_metric", "EMIT_CACHE_AGE_METRIC", reloads=True),
     _key("observability.log_format", "LOG_FORMAT", "log-format", reloads=True),
     _key("observability.log_level", "LOG_LEVEL", "log-level", reloads=True),
+    _key("observability.otel_exporter", "OTEL_EXPORTER"),
     _key("backends.file.dir", "FILE_DIR"),
     _key("backends.file.kdf", "FILE_KDF"),
     _key("backends.file.aead", "FILE_AEAD"),

@@ -102,7 +102,10 @@ class AuditSection(Section, frozen=True):
 
 
 class ObservabilitySection(Section, frozen=True):
-    """`[observability]`: logs and metrics. Inputs are never logged (I-16)."""
+    """`[observability]`: logs, metrics and spans. Inputs are never logged (I-16).
+
+    `otel_exporter` names an installed OpenTelemetry exporter of traces, such as `otlp_proto_http`; "" makes no spans.
+    """
 
     redact_level: Literal["none", "lengths", "hashes"] = "hashes"
     log_inputs: bool = False
@@ -110,6 +113,7 @@ class ObservabilitySection(Section, frozen=True):
     emit_cache_age_metric: bool = True
     log_format: Literal["json", "text"] = "json"
     log_level: Literal["trace", "debug", "info", "warn", "error"] = "info"
+    otel_exporter: ShortText = ""
 
 
 class FileBackendSection(Section, frozen=True):

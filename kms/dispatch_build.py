@@ -160,6 +160,9 @@ def build_core(
         max_entries=config.limits.verify_cache_max,
         soft_ttl_ms=config.audit.verify_cache_ttl_ms,
     )
+    telemetry.verify_cache_size.set_function(lambda: len(public_keys))
+    for name in providers:
+        telemetry.begin_backend(name)
     attestations = Attestations(
         config.security.attest_require,
         pool,

@@ -27,6 +27,7 @@ class Keeper:
         self._custody, self._dispatcher, self._refusals = custody, dispatcher, refusals
         self._spawned = telemetry.tasks_spawned.labels("keeper")
         self._aborted = telemetry.tasks_aborted.labels("keeper")
+        self._sessions = telemetry.backend_sessions
         self._probes: dict[str, asyncio.Future[None]] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -72,4 +73,7 @@ class Keeper:
             provider = self._custody.provider(name)
             probe = self._probes[name] = asyncio.ensure_future(asyncio.to_thread(provider.check))
         done, _ = await asyncio.wait([probe], timeout=PROBE_TIMEOUT_S)
-        self._custody.note(name, answered=bool(done) and probe.exception() is None, probed=True)
+        answered = bool(done) and probe.exception() is None
+        self._custody.note(name, answered=answered, probed=True)
+        self._sessions.labels(name, "connected").set(answered)
+        self._sessions.labels(name, "error").set(not answered)

@@ -8,27 +8,32 @@ import logging
 import os
 import signal
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
 
 from kms.api_call import ApiCalls
+from kms.audit_log import ChainedAuditLog
 from kms.clock import SYSTEM_CLOCK
 from kms.config import ConfigError, config_digest, load_config
 from kms.config_reload import changed_keys, needs_restart
 from kms.correlation import IdSource
 from kms.errors import KmsError
+from kms.events import EventBus
 from kms.grpc_api import build_grpc_server
 from kms.http_api import HttpApi
 from kms.http_connection import ConnectionRules
 from kms.http_server import HttpServer
 from kms.logs import LibraryHandler, LogWriter, places_of
 from kms.monitoring import Monitoring
+from kms.notices import Notices
 from kms.openapi import openapi_json
 from kms.process_hardening import harden_process
 from kms.readiness import Readiness, ReadyPayload
 from kms.service_parts import ServiceParts, open_parts
 from kms.service_probes import ServiceState, service_probes, snapshot_of
+from kms.spans import TracedCalls, TracedDispatcher, open_tracing
 from kms.telemetry import Telemetry
 from kms.tls import TlsFiles
 
@@ -63,6 +68,7 @@ class KmsServer:
         self._servers: list[HttpServer] = []
         self._grpc: Any = None
         self._tls: TlsFiles | None = None
+        self._tracing = open_tracing(lambda: self._config)
         self._addresses = listeners.addresses()
         for note in loaded.notes:
             self.log.event("info", "config_defaults", message=note)
@@ -73,20 +79,29 @@ class KmsServer:
         """Serve until told to stop, or until the process at the other end of the lifeline is gone."""
         self.telemetry.service_restarts.inc(restarts)
         self.telemetry.verify_cache_ttl.set(self._config.audit.verify_cache_ttl_ms)
-        parts = open_parts(self._config, self.telemetry, self._clock)
+        # What comes over the bus takes the way of an operator's signals.
+        tell = partial(_tell_process, os.getpid() if lifeline_fd is None else os.getppid())
+        url = self._config.bus.redis_url
+        bus = EventBus(url, self.telemetry, partial(tell, signal.SIGHUP), partial(tell, signal.SIGTERM))
+        self._notices = Notices(bus, self._tracing, self._clock)
+        parts = open_parts(self._config, self.telemetry, self._clock, self._tracing)
+        if isinstance(parts.audit, ChainedAuditLog):
+            parts.audit.on_checkpoint = self._notices.checkpoint
+        parts.core.services.attestations.on_refresh = self._notices.attestation
         try:
-            await self._serve(parts, lifeline_fd)
+            await self._serve(parts, lifeline_fd, bus)
         finally:
             await asyncio.to_thread(parts.close)
+            await bus.stop()
+            if self._tracing is not None:
+                await asyncio.to_thread(self._tracing.close)
             self.log.event("info", "stopped", pid=os.getpid())
             self.log.close()
         return EXIT_OK
 
-    async def _serve(self, parts: ServiceParts, lifeline_fd: int | None) -> None:
+    async def _serve(self, parts: ServiceParts, lifeline_fd: int | None, bus: EventBus) -> None:
         ids = IdSource(self._clock.wall_ms)
-        calls = ApiCalls(
-            parts.authority, parts.core.dispatcher, self.telemetry, self.log, ids, self._clock, lambda: self._config
-        )
+        calls = self._make_calls(parts, ids)
         probes = service_probes(self._state, parts, lambda: self._config, self._clock)
         self._readiness = Readiness(probes, lambda: snapshot_of(parts, lambda: self._config), self._tell_readiness)
         calls.clock_ok = lambda: "clock_ok" not in self._readiness.payload.missing
@@ -101,7 +116,10 @@ class KmsServer:
             addresses=self._addresses,
             config_digest=config_digest(self._config),
         )
+        self._notices.health(ok=True)
+        self._notices.config(self._config)
         self._take_signals(parts, lifeline_fd)
+        bus.start()
         watch = asyncio.create_task(self._watch(), name="kms-watch")
         try:
             await self._stop.wait()
@@ -110,6 +128,14 @@ class KmsServer:
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
             await self._drain(calls, parts)
+
+    def _make_calls(self, parts: ServiceParts, ids: IdSource) -> ApiCalls:
+        rest = (self.telemetry, self.log, ids, self._clock, lambda: self._config)
+        if self._tracing is None:
+            return ApiCalls(parts.authority, parts.core.dispatcher, *rest)
+        traced = TracedCalls(parts.authority, TracedDispatcher(parts.core.dispatcher, self._tracing), *rest)
+        traced.trace_with(self._tracing)
+        return traced
 
     async def _listen(self, calls: ApiCalls) -> None:
         config = self._config
@@ -181,6 +207,7 @@ class KmsServer:
         self.log.configure(fresh.observability.log_level, fresh.observability.log_format)
         self.telemetry.verify_cache_ttl.set(fresh.audit.verify_cache_ttl_ms)
         self.log.event("info", "config_updated", changed=changed)
+        self._notices.config(fresh)
 
     async def _watch(self) -> None:
         while True:
@@ -201,6 +228,7 @@ class KmsServer:
         self._readiness.look()
         drain_s = self._config.deadlines.drain_ms / 1000
         self.log.event("info", "draining")
+        self._notices.health(ok=False, reason="draining")
         stops: list[Any] = [parts.core.stop(drain_s)]
         if self._grpc is not None:
             stops.append(self._grpc.stop(drain_s))
@@ -212,6 +240,14 @@ class KmsServer:
     def _tell_readiness(self, payload: ReadyPayload) -> None:
         event = "readyz_true" if payload.ready else "readyz_false"
         self.log.event("info" if payload.ready else "warn", event, missing=payload.missing, degraded=payload.degraded)
+        self.telemetry.ready.set(payload.ready)
+        self._notices.ready(payload)
+
+
+def _tell_process(pid: int, number: signal.Signals) -> None:
+    """Signal this process or its supervisor; another that has got the supervisor's place is left alone."""
+    if pid in (os.getpid(), os.getppid()):
+        os.kill(pid, number)
 
 
 def run_service(

@@ -15,11 +15,13 @@ from kms.private_file import PrivateFileError
 from kms.providers.open_provider import ProviderSet, open_providers
 from kms.revocation import Revocations
 from kms.root_key import RootKeys
+from kms.spans import TracedAudit, traced_provider
 
 if TYPE_CHECKING:
     from kms.audit_log import ChainedAuditLog, RefusingAuditLog
     from kms.clock import Clock
     from kms.config_sections import KmsConfig
+    from kms.spans import Tracing
     from kms.telemetry import Telemetry
 
 
@@ -40,8 +42,11 @@ class ServiceParts:
         self.providers.close()
 
 
-def open_parts(config: KmsConfig, telemetry: Telemetry, clock: Clock) -> ServiceParts:
-    """Open everything. Raises ConfigError for what an operator must mend, KmsError for what may pass."""
+def open_parts(config: KmsConfig, telemetry: Telemetry, clock: Clock, tracing: Tracing | None = None) -> ServiceParts:
+    """Open everything. Raises ConfigError for what an operator must mend, KmsError for what may pass.
+
+    `tracing`: where spans of the backends and of the audit log go.
+    """
     try:
         roots = RootKeys(config.security.root_key_file, clock.monotonic_s)
         revocations = Revocations(config.security.revocations_file, clock.monotonic_s)
@@ -67,12 +72,15 @@ def open_parts(config: KmsConfig, telemetry: Telemetry, clock: Clock) -> Service
             attested=config.audit.sealing == "attested",
             clock=clock,
         )
+        by_name = providers.by_name
+        if tracing is not None:
+            by_name = {name: traced_provider(each, tracing) for name, each in by_name.items()}
         core = build_core(
             config,
             store=store,
-            authority=providers.authority,
-            providers=providers.by_name,
-            audit=audit,
+            authority=by_name[providers.authority.name],
+            providers=by_name,
+            audit=audit if tracing is None else TracedAudit(audit, tracing),
             authorise=authorise,
             telemetry=telemetry,
             clock=clock,

@@ -41,6 +41,8 @@ def service_probes(
         outages = [age for name in custody.names if (age := custody.outage_ms(name)) is not None]
         ttl_ms = config().audit.verify_cache_ttl_ms
         worst_ms = max(outages, default=0)
+        if config().observability.emit_cache_age_metric:
+            parts.core.telemetry.verify_cache_age.set(worst_ms)
         return Look(ok=worst_ms <= HARD_TTL_FACTOR * ttl_ms, degraded=worst_ms > ttl_ms)
 
     return {

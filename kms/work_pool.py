@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
@@ -35,7 +36,8 @@ class WorkPool:
         await self._turn(tenant)
         loop = asyncio.get_running_loop()
         try:
-            future = loop.run_in_executor(self._executor, work)
+            # Whatever belongs to the request, such as its span, goes along to the thread.
+            future = loop.run_in_executor(self._executor, contextvars.copy_context().run, work)
         except BaseException:
             self._release()
             raise

@@ -16,6 +16,7 @@ from kms.config_keys import KEYS
 from kms.config_reload import value_at
 from kms.config_sections import KmsConfig
 from kms.errors import KmsError
+from kms.metric_aliases import ALIASES
 from kms.operation_table import OPERATIONS
 from kms.telemetry import Telemetry
 
@@ -103,6 +104,9 @@ def metrics_table() -> str:
         labels = ", ".join(f"`{label}`" for label in metric._labelnames)
         full = f"`{name}_total`" if kind == "counter" else f"`{name}`"
         found.append((full, kind, labels, metric._documentation))
+    for alias in ALIASES:
+        full = f"`{alias.name}_total`" if alias.kind == "counter" else f"`{alias.name}`"
+        found.append((full, alias.kind, ", ".join(f"`{label}`" for label in alias.labels), alias.text))
     return _table(("metric", "kind", "labels", "tells"), sorted(found))
 
 

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from kms.errors import KmsError, StoreUnavailable
+from kms.telemetry import SESSION_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,21 +40,29 @@ class ConnectionMeter:
     """Tell of a connection in `kms_backend_sessions` and `kms_backend_reconnects_total`."""
 
     def __init__(self, telemetry: Telemetry, backend: str) -> None:
-        self._open = telemetry.backend_sessions.labels(backend, "open")
-        self._lost = telemetry.backend_sessions.labels(backend, "lost")
+        self._states = {state: telemetry.backend_sessions.labels(backend, state) for state in SESSION_STATES}
         self._reconnects = telemetry.backend_reconnects.labels(backend)
+        self._retries = telemetry.backoff_retries.labels("reconnect")
 
     def opened(self, *, again: bool) -> None:
         """Note an open connection; `again` when it had been lost."""
-        self._open.set(1)
-        self._lost.set(0)
+        self._show("connected")
         if again:
             self._reconnects.inc()
 
     def lost(self) -> None:
         """Note that there is none."""
-        self._open.set(0)
-        self._lost.set(1)
+        self._show("error")
+
+    def connecting(self, *, again: bool) -> None:
+        """Note an attempt; `again` when it comes after a pause."""
+        self._show("connecting")
+        if again:
+            self._retries.inc()
+
+    def _show(self, current: str) -> None:
+        for state, gauge in self._states.items():
+            gauge.set(state == current)
 
 
 class Connection(Generic[C]):
@@ -89,6 +98,8 @@ class Connection(Generic[C]):
         wait_s = self._retry_at_s - self._monotonic_s()
         if wait_s > 0:
             raise self._away(wait_s)
+        if self._meter is not None:
+            self._meter.connecting(again=self._retry_at_s > -math.inf)
         try:
             self._current = self._connect()
         except GiveUpError as error:
@@ -99,7 +110,7 @@ class Connection(Generic[C]):
         except KmsError:
             self._failed()
             raise
-        self._pause_s = FIRST_PAUSE_S
+        self._pause_s, self._retry_at_s = FIRST_PAUSE_S, -math.inf
         if self._meter is not None:
             self._meter.opened(again=self._was_open)
         self._was_open = True

@@ -69,7 +69,7 @@ def test_the_first_of_several_is_the_authority_and_keys_stay_where_they_are(tmp_
             (name, name) for name in ("pkcs11", "tpm", "file", "cloud")
         ]
         for name in ("pkcs11", "tpm"):
-            labels = {"backend": name, "state": "open"}
+            labels = {"backend": name, "state": "connected"}
             assert telemetry.registry.get_sample_value("kms_backend_sessions", labels) == 1
         made = providers.authority.generate(Primitive.ED25519, kid_of(Primitive.ED25519))
         # No two of these can hold one key: a handle of one is unknown to every other, whatever its class (I-20).

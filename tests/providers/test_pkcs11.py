@@ -123,8 +123,8 @@ def test_a_lost_token_is_told_and_comes_back_after_a_growing_pause(hsm: softhsm.
         provider.sign(key.handle, ED25519, DIGEST)
     assert caught.value.reason == "token_lost"
     assert caught.value.retry_after_s == 1
-    assert metric("kms_backend_sessions", state="open") == 0
-    assert metric("kms_backend_sessions", state="lost") == 1
+    assert metric("kms_backend_sessions", state="connected") == 0
+    assert metric("kms_backend_sessions", state="error") == 1
     # Half of 100, 200, 400 … 5000 ms with this draw; a try before its time touches no module.
     for pause_s in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 2.5, 2.5):
         clock.now_s += pause_s - 0.001
@@ -137,7 +137,7 @@ def test_a_lost_token_is_told_and_comes_back_after_a_growing_pause(hsm: softhsm.
     clock.now_s += 5.0
     provider.check()
     verify(ED25519, key.public, DIGEST, provider.sign(key.handle, ED25519, DIGEST))
-    assert metric("kms_backend_sessions", state="open") == 1
+    assert metric("kms_backend_sessions", state="connected") == 1
     assert metric("kms_backend_reconnects_total") == 1
     provider.close()
 

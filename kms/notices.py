@@ -1,0 +1,52 @@
+"""What the service tells of itself beside answers and logs: kms.* events, and spans of what no request waits for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from kms.clock import Clock
+    from kms.config_sections import KmsConfig
+    from kms.events import EventBus
+    from kms.readiness import ReadyPayload
+    from kms.spans import Tracing
+
+SERVICE: Final = "ron-kms"
+
+
+class Notices:
+    """The six events (INTEROP.md §3.1), with names, hashes and numbers only. One event loop owns it."""
+
+    def __init__(self, bus: EventBus, tracing: Tracing | None, clock: Clock) -> None:
+        self._bus, self._tracing, self._clock = bus, tracing, clock
+        self._version = 0
+
+    def health(self, *, ok: bool, reason: str | None = None) -> None:
+        """Tell that the service lives, or ends and why."""
+        payload: dict[str, object] = {"service": SERVICE, "ok": ok}
+        self._bus.publish("kms.health", payload if reason is None else {**payload, "reason": reason})
+
+    def ready(self, payload: ReadyPayload) -> None:
+        """Tell that readiness flipped."""
+        told = {"ready": payload.ready, "missing": payload.missing, "degraded": payload.degraded}
+        self._bus.publish("kms.ready", told)
+
+    def checkpoint(self, root: str, size: int, ok: bool, took_s: float) -> None:  # noqa: FBT001 - a callback's shape
+        """Tell of an attempt at a checkpoint; from any thread. `root`: hex; `size`: records under it."""
+        told = {"head": root, "index": size, "ok": ok}
+        self._bus.publish_from_thread("kms.audit.checkpoint", told)
+        if self._tracing is not None:
+            attributes = {"head": root, "index": size, "result": "ok" if ok else "err"}
+            self._tracing.told("svc.kms.audit.checkpoint", attributes, took_s, self._clock.wall_ms() * 1_000_000)
+
+    def attestation(self, backend: str, class_: str | None, ok: bool) -> None:  # noqa: FBT001 - a callback's shape
+        """Tell of an attempt at evidence."""
+        payload: dict[str, object] = {"backend": backend, "ok": ok}
+        self._bus.publish("kms.attestation.status", payload if class_ is None else {**payload, "class": class_})
+
+    def config(self, config: KmsConfig) -> None:
+        """Tell that a configuration is in force, and the phase that it sets."""
+        self._version += 1
+        self._bus.publish("kms.config.updated", {"version": self._version})
+        phase = {"pq_mode": config.pq.verify_mode, "rollout_percent": config.pq.rollout_percent}
+        self._bus.publish("kms.policy.hint", phase)
