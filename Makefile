@@ -53,6 +53,7 @@ test: $(STAMP) $(TLS_MODULE) parts check ## the gate: checks, then every test bu
 	@$(BIN)/coverage report --fail-under=90 --include='pch/*'
 	@$(BIN)/coverage report --fail-under=90 --include='extproc/*'
 	@$(BIN)/coverage report --fail-under=90 --include='receipts/*,policy/*'
+	@$(BIN)/coverage report --fail-under=90 --include='kms/*' --omit='kms/proto/*'
 
 test-edge: $(STAMP) $(TLS_MODULE) parts ## the long runs of both edges
 	@$(PYTEST) -q -m edge
@@ -75,6 +76,13 @@ bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with 
 	@$(BIN)/python loadtest/bench_store.py
 	@$(BIN)/python loadtest/bench_kms.py
 	@$(BIN)/python loadtest/bench_log.py
+
+.PHONY: chaos pilot
+chaos: $(STAMP) $(TLS_MODULE) parts ## the catalogue of fault experiments; report in var/chaos
+	@$(BIN)/python loadtest/chaos.py
+
+pilot: $(STAMP) $(TLS_MODULE) parts ## the five-day pilot in minutes, with its scorecard
+	@$(BIN)/python loadtest/pilot.py
 
 .PHONY: policy
 policy: $(STAMP) ## compile policy/shield.rego after a change (needs OPA)
