@@ -232,6 +232,35 @@ def test_memory_does_not_grow_with_the_number_of_evaluations() -> None:
     assert engine._memory.data_len(engine._store) == before
 
 
+def test_what_stops_midway_spoils_no_later_evaluation() -> None:
+    """Without a fresh instance its stack pointer creeps: after some thousand stops nothing is answered any more."""
+    engine = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES))
+    question, enough = msgspec.json.encode(ASKED), engine._fuel
+    for stop in range(3_000):
+        engine._fuel = 20_000 + stop if stop % 2 else 60_000
+        with contextlib.suppress(PolicyError):
+            engine.query(question)
+    engine._fuel = enough
+    assert engine.query(question) == msgspec.to_builtins(allowed())
+    assert engine.query(msgspec.json.encode(asked(subject="x", route="nowhere"))) != msgspec.to_builtins(allowed())
+
+
+def test_as_many_subjects_as_a_route_may_name_are_looked_through() -> None:
+    names = tuple(f"spiffe://example.org/tenant/customer-{number:06d}" for number in range(10_000))
+    table = {"plain": msgspec.structs.replace(ROUTES["plain"], subjects=names)}
+    engine = WasmPolicy(COMPILED.read_bytes(), policy_data(table))
+    last, nobody = asked(subject=names[-1]), asked(subject="nobody")
+    assert verdict_from(engine.query(msgspec.json.encode(last))).allow
+    assert verdict_from(engine.query(msgspec.json.encode(nobody))) == refused("subject.not_admitted")
+
+
+def test_more_data_than_fits_is_a_policy_that_cannot_be_used() -> None:
+    names = tuple(f"spiffe://example.org/tenant/customer-{number:06d}" for number in range(10_000))
+    table = {str(number): msgspec.structs.replace(ROUTES["plain"], subjects=names) for number in range(8)}
+    with pytest.raises(PolicyError, match="cannot be used"):
+        WasmPolicy(COMPILED.read_bytes(), policy_data(table))
+
+
 # The server alone
 
 
