@@ -39,7 +39,8 @@ class Seen:
     """What upstream did since the last tick: ordinary outcomes, and those of probes, apart.
 
     `failed`: no answer, or one of 5xx; `slow`: answered later than the plan's limit, whatever the status. `probes` were
-    told of; how many were sent is for the budget alone.
+    told of; how many were sent is for the budget alone. The last three are for `extproc.crowd_limit`: `took_ms`, the
+    app's time of all ordinary outcomes; every request that was `admitted`, and every one that `ended`.
     """
 
     samples: int = 0
@@ -48,6 +49,9 @@ class Seen:
     probes: int = 0
     probes_failed: int = 0
     probes_sent: int = 0
+    took_ms: int = 0
+    admitted: int = 0
+    ended: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from extproc.admission_floor import AdmissionFloor
 from extproc.breaker import BreakerState, Phase, Seen, advance, newer
+from extproc.crowd_limit import CrowdLimit
 from extproc.probe_budget import ProbeBudget
 from extproc.stress_action import Action, StressAction, choose, is_relaxing
 
@@ -25,6 +26,7 @@ LOG: Final = logging.getLogger("signet.breaker")
 TICK_S: Final = 0.1
 """How often the bank looks; also how late a worker may learn what another one heard."""
 MAX_SEEN_PER_TICK: Final = 1_000_000
+MAX_TOOK_MS: Final = 600_000
 UPSTREAM_FAILURE_FLAGS: Final = frozenset(
     {
         "dns_resolution_failure",
@@ -92,6 +94,7 @@ class _Breaker:
     floor_share: float
     probes: ProbeBudget
     read: Seen
+    crowd: CrowdLimit
     relaxing: bool = False
 
 
@@ -112,12 +115,18 @@ class BreakerBank:
             probes=ProbeBudget(plan.probes_needed, plan.max_probes_in_flight, plan.probe_timeout_ms),
             # What others heard before this worker came is history.
             read=self._signals.totals(number),
+            crowd=CrowdLimit(plan.crowd_ms, plan.slow_ms),
         )
 
     def state(self, route: str) -> BreakerState:
         """Give the breaker's state; a route without one is closed."""
         number = self._numbers.get(route)
         return BreakerState() if number is None else self._breakers[number].state
+
+    def crowd_limit(self, route: str) -> int | None:
+        """Give how many requests of this route may be with the app at once; None without a limit."""
+        number = self._numbers.get(route)
+        return None if number is None else self._breakers[number].crowd.limit
 
     def is_relaxing(self, route: str) -> bool:
         """Tell whether headers are trimmed on this route now."""
@@ -143,10 +152,15 @@ class BreakerBank:
             may_probe=breaker.state.phase is Phase.HALF_OPEN and self._may_probe(number),
             may_fall_back=may_fall_back,
             relaxing=breaker.relaxing,
+            crowd_limit=self._reached(number),
         )
-        if done.action is Action.PROBE:
-            self._signals.add(number, Seen(probes_sent=1))
+        if done.passes:
+            self._signals.add(number, Seen(admitted=1, probes_sent=int(done.action is Action.PROBE)))
         return done
+
+    def _reached(self, number: int) -> int | None:
+        crowd = self._breakers[number].crowd
+        return None if crowd.limit is None or crowd.admits(self._signals.totals(number)) else crowd.limit
 
     def _may_probe(self, number: int) -> bool:
         totals = self._signals.totals(number)
@@ -168,11 +182,15 @@ class BreakerBank:
         slow = app_us is not None and app_us >= self._plan.slow_ms * 1000
         if not failed and not slow and not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags):
             # It says nothing about the app; a probe that ends so is taken for lost when its time is up.
-            return
-        if probe_epoch is None:
-            self._signals.add(number, Seen(samples=1, failed=int(failed), slow=int(slow)))
+            seen = Seen(ended=1)
+        elif probe_epoch is None:
+            took_ms = min(MAX_TOOK_MS, (app_us or 0) // 1000)
+            seen = Seen(samples=1, failed=int(failed), slow=int(slow), took_ms=took_ms, ended=1)
         elif probe_epoch == breaker.state.epoch:
-            self._signals.add(number, Seen(probes=1, probes_failed=int(failed or slow)))
+            seen = Seen(probes=1, probes_failed=int(failed or slow), ended=1)
+        else:
+            seen = Seen(ended=1)
+        self._signals.add(number, seen)
 
     def tick(self, now_ms: int) -> None:
         """Move every breaker on by what all workers heard since the last tick."""
@@ -192,6 +210,9 @@ class BreakerBank:
             if state.phase is Phase.HALF_OPEN and before.phase is not Phase.HALF_OPEN:
                 breaker.probes.begin(totals.probes_sent, totals.probes, now_ms)
             breaker.relaxing = is_relaxing(state, self._plan, was=breaker.relaxing)
+            breaker.crowd.tick(totals, now_ms)
+            if state.phase is Phase.CLOSED and before.phase is not Phase.CLOSED:
+                breaker.crowd.begin(now_ms)
             self._signals.tell(number, state)
             if state.phase is not before.phase:
                 LOG.warning(
@@ -227,6 +248,9 @@ def _plus(one: Seen, other: Seen) -> Seen:
         one.probes + other.probes,
         one.probes_failed + other.probes_failed,
         one.probes_sent + other.probes_sent,
+        one.took_ms + other.took_ms,
+        one.admitted + other.admitted,
+        one.ended + other.ended,
     )
 
 

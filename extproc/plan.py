@@ -21,10 +21,11 @@ class PlanError(ValueError):
 
 
 class BreakerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The breaker's thresholds (docs/reference/breaker.md §2 to §5).
+    """The breaker's thresholds (docs/reference/breaker.md §2 to §6).
 
     `time_constant_ms`: after which a sample counts a third. `max_gain`: how far one tick may move a mean.
     `trip_*` and `clear_*`: shares of failed and of slow outcomes. `slow_ms`: from when an answer is slow.
+    `crowd_ms`: the app's time that is steered for while more comes than it finishes (§6).
     `min_samples`: evidence without which nothing trips. `probes_may_fail` of `probes_needed`.
     `floor_share`: of the arrivals while it is open. `relax_*`: slowness at which headers are trimmed, and no longer.
     """
@@ -37,6 +38,7 @@ class BreakerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     trip_slowness: Share = 0.6
     clear_slowness: Share = 0.2
     slow_ms: Milliseconds = 1_000
+    crowd_ms: Milliseconds = 300
     base_dwell_ms: Milliseconds = 1_000
     max_dwell_ms: Milliseconds = 10_000
     forgive_after_ms: Milliseconds = 60_000
@@ -73,7 +75,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     `concurrency_window_s`: how long a connection's peak of requests at once is remembered.
     """
 
-    version: int = 2
+    version: int = 3
     max_challenges_per_answer: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8
     concurrency_window_s: Annotated[int, msgspec.Meta(ge=1, le=3_600)] = 10
     breaker: BreakerPlan = BreakerPlan()

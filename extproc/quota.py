@@ -1,4 +1,4 @@
-"""How much one subject may ask for: a token bucket each, answered with 429 `quota` (docs/reference/breaker.md §6)."""
+"""How much one subject may ask for: a token bucket each, answered with 429 `quota` (docs/reference/breaker.md §7)."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS: Final = 64
 MAX_ROUTES: Final = 1_024
-_COUNTERS: Final = 6
+_COUNTERS: Final = 9
 _STATE_WORDS: Final = 6
 _ROW_WORDS: Final = _COUNTERS + 1 + _STATE_WORDS
 _WORD_BYTES: Final = 8
@@ -44,7 +44,7 @@ class SignalBoard:
         if not 0 <= index < workers <= MAX_WORKERS or not 0 < len(routes) <= MAX_ROUTES:
             raise SignalBoardError("more workers or routes than the board holds")
         self._routes, self._index, self._workers = len(routes), index, workers
-        name = hashlib.sha256("\n".join((str(workers), *routes)).encode()).hexdigest()[:16]
+        name = hashlib.sha256("\n".join((str(workers), str(_ROW_WORDS), *routes)).encode()).hexdigest()[:16]
         size = workers * len(routes) * _ROW_WORDS * _WORD_BYTES
         try:
             descriptor = os.open(folder / f"breaker-{name}.board", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -61,8 +61,9 @@ class SignalBoard:
         """Add to this worker's counters of one route."""
         start = self._row(self._index, route)
         counts = (seen.samples, seen.failed, seen.slow, seen.probes, seen.probes_failed, seen.probes_sent)
-        for offset, value in enumerate(counts):
-            self._words[start + offset] += value
+        for offset, value in enumerate((*counts, seen.took_ms, seen.admitted, seen.ended)):
+            if value:
+                self._words[start + offset] += value
 
     def totals(self, route: int) -> Seen:
         """Give the sums of all workers' counters of one route since the file was made."""
@@ -72,8 +73,8 @@ class SignalBoard:
             for offset in range(_COUNTERS):
                 sums[offset] += self._words[start + offset]
         # A probe is counted before its failure, and read the other way round it would look impossible.
-        samples, failed, slow, probes, probes_failed, sent = sums
-        return Seen(samples, min(failed, samples), min(slow, samples), probes, min(probes_failed, probes), sent)
+        samples, failed, slow, probes, probes_failed, sent, *crowd = sums
+        return Seen(samples, min(failed, samples), min(slow, samples), probes, min(probes_failed, probes), sent, *crowd)
 
     def tell(self, route: int, state: BreakerState) -> None:
         """Write this worker's view of one breaker."""

@@ -36,6 +36,7 @@ class StressAction:
     errors_permille: int
     slowness_permille: int
     dwell_ms: int
+    crowd_limit: int = 0
 
     @property
     def passes(self) -> bool:
@@ -52,14 +53,17 @@ def choose(
     may_probe: bool,
     may_fall_back: bool,
     relaxing: bool,
+    crowd_limit: int | None = None,
 ) -> StressAction:
     """Choose for one request of `subject`.
 
     `may_probe`: the phase's budget has a probe left. `may_fall_back`: policy accepts the classical half of a hybrid
-    here. `relaxing`: headers are being trimmed.
+    here. `relaxing`: headers are being trimmed. `crowd_limit`: requests at once that the app of a closed breaker can
+    finish in time, when it has them all; then the floor is what passes, as while it is open.
     """
     if state.phase is Phase.CLOSED:
-        action = Action.RELAX_HEADER_BUDGET if relaxing else Action.ATTEMPT
+        passes = crowd_limit is None or floor.admit(subject, now_ms)
+        action = Action.THROTTLE if not passes else Action.RELAX_HEADER_BUDGET if relaxing else Action.ATTEMPT
     elif state.phase is Phase.HALF_OPEN and may_probe:
         action = Action.PROBE
     elif floor.admit(subject, now_ms):
@@ -73,6 +77,7 @@ def choose(
         errors_permille=round(state.errors.mean * 1000),
         slowness_permille=round(state.slowness.mean * 1000),
         dwell_ms=state.dwell_ms,
+        crowd_limit=crowd_limit or 0,
     )
 
 

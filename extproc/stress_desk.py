@@ -71,6 +71,13 @@ class StressTelemetry:
             ["route", "to"],
             registry=registry,
         )
+        self.crowd_limit = Gauge(
+            "signet_crowd_limit_requests",
+            "Requests that may be with the app at once; 0 without a limit",
+            ["route"],
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self.actions = Counter(
             "signet_plan_actions", "What the plan did with verified requests", ["route", "action"], registry=registry
         )
@@ -150,7 +157,7 @@ class StressDesk:
         self._telemetry.actions.labels(route.name, done.action).inc()
         if not done.passes:
             retry_after_s = self._plan.retry_after_s + self._random_below(self._plan.retry_jitter_s + 1)
-            raise BreakerOpen("the breaker of the route is open", _facts(done), retry_after_s)
+            raise BreakerOpen("the app is not well, or has all that it can finish", _facts(done), retry_after_s)
         return _facts(done)
 
     def ended(
@@ -168,6 +175,7 @@ class StressDesk:
             self._telemetry.phase.labels(name).set(_PHASE_VALUES[state.phase])
             self._telemetry.errors.labels(name).set(state.errors.mean)
             self._telemetry.slowness.labels(name).set(state.slowness.mean)
+            self._telemetry.crowd_limit.labels(name).set(self._bank.crowd_limit(name) or 0)
             self._telemetry.relaxing.labels(name).set(int(self._bank.is_relaxing(name)))
             if state.phase is not phase:
                 self._telemetry.transitions.labels(name, state.phase).inc()
@@ -180,4 +188,5 @@ def _facts(done: StressAction) -> StressFacts:
         errors_permille=done.errors_permille,
         slowness_permille=done.slowness_permille,
         dwell_ms=done.dwell_ms,
+        crowd_limit=done.crowd_limit,
     )

@@ -21,6 +21,7 @@ class StressFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What the plan did with the request and what it followed from; shares in thousandths.
 
     Added to the stored input after the policy was asked, for the verdict has a say in it: the policy itself sees null.
+    `crowd_limit`: requests at once that the app could finish in time, where it had them all; 0 otherwise.
     """
 
     action: str
@@ -28,6 +29,7 @@ class StressFacts(msgspec.Struct, frozen=True, kw_only=True):
     errors_permille: int
     slowness_permille: int
     dwell_ms: int
+    crowd_limit: int = 0
 
 
 class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):

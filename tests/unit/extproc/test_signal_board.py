@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from extproc.breaker import BreakerState, Phase, Seen
-from extproc.signal_board import MAX_ROUTES, SignalBoard, SignalBoardError
+from extproc.signal_board import _COUNTERS, MAX_ROUTES, SignalBoard, SignalBoardError
 
 ROUTES = ["a", "b", "c"]
 STATE = BreakerState(phase=Phase.OPEN, epoch=3, since_ms=1_700_000_000_000, dwell_ms=4_000, relapses=2)
@@ -45,7 +45,7 @@ def test_a_state_that_is_half_written_is_left_out_and_mended_by_its_next_writer(
     one, other = SignalBoard(tmp_path, ROUTES, 0, 2), SignalBoard(tmp_path, ROUTES, 1, 2)
     one.tell(0, STATE)
     # As a worker leaves it that is killed between two words.
-    one._words[6] += 1
+    one._words[_COUNTERS] += 1
     assert other.states(0) == []
     SignalBoard(tmp_path, ROUTES, 0, 2).tell(0, STATE)
     assert other.states(0) == [STATE]
@@ -54,7 +54,7 @@ def test_a_state_that_is_half_written_is_left_out_and_mended_by_its_next_writer(
 def test_a_phase_that_is_none_is_left_out(tmp_path: Path) -> None:
     one, other = SignalBoard(tmp_path, ROUTES, 0, 2), SignalBoard(tmp_path, ROUTES, 1, 2)
     one.tell(0, STATE)
-    one._words[8] = 9
+    one._words[_COUNTERS + 2] = 9
     assert other.states(0) == []
 
 

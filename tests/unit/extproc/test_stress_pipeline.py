@@ -114,6 +114,7 @@ async def test_a_closed_breaker_lets_all_pass_and_the_receipt_says_so(parts: Fil
         "errors_permille": 0,
         "slowness_permille": 0,
         "dwell_ms": 0,
+        "crowd_limit": 0,
     }
 
 

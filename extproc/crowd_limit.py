@@ -1,0 +1,124 @@
+"""How many requests may be with the app while more come than it finishes (docs/reference/breaker.md §6).
+
+The breaker answers for an app that fails. One that is well and merely asked for too much needs less of the same: so
+many requests at once that each is finished within a target of time, by Little's law the rate of completions times that
+target. What is beyond it is refused at once, while its sender would still wait, and the app never does work in vain.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from extproc.breaker import Seen
+
+WINDOW_MS: Final = 600
+"""How far back rates look."""
+MIN_LIMIT: Final = 4
+"""Requests at once that are always let through; an app that is late even so is slow by itself."""
+MIN_TOLD: Final = 5
+GROWTH: Final = 1.25
+GROWTH_REQUESTS: Final = 4
+"""More comes than goes when admissions are above completions by that factor and by so many."""
+QUEUE: Final = 2.0
+"""Or when so many times the target's worth of work is out, and still more comes than goes."""
+TARGET_OVER_USUAL: Final = 1.5
+USUAL_CONSTANT_MS: Final = 5_000
+"""How slowly the app's usual time follows what is seen while as much goes as comes."""
+CALM_MS: Final = 1_000
+"""How long less than nine tenths of the limit must be enough before it is lifted."""
+HELPLESS_MS: Final = 2_000
+"""How long the least limit may go without making the app quicker before it is given up."""
+GIVEN_UP_MS: Final = 10_000
+
+
+class CrowdLimit:
+    """The limit of one route. Owned by one event loop; every worker computes it from the sums of all.
+
+    `crowd_ms`: the app's time that is steered for; one and a half times its usual time, up to `slow_ms`, where that is
+    more. Counters that fall back (another worker's file was replaced) begin the account anew.
+    """
+
+    def __init__(self, crowd_ms: int, slow_ms: int) -> None:
+        self._crowd_ms, self._slow_ms = crowd_ms, slow_ms
+        self._window: collections.deque[tuple[int, Seen]] = collections.deque()
+        self._usual_ms: float | None = None
+        self._lost = 0
+        self._limit: int | None = None
+        self._not_before_ms = self._calm_since_ms = self._useful_ms = 0
+
+    @property
+    def limit(self) -> int | None:
+        """Give how many may be with the app at once; None while everything is admitted."""
+        return self._limit
+
+    def admits(self, totals: Seen) -> bool:
+        """Tell whether one more may go on."""
+        return self._limit is None or self._out(totals) < self._limit
+
+    def begin(self, now_ms: int, limit: int = MIN_LIMIT) -> None:
+        """Limit from now on; small, as after a breaker closed, for whoever waited comes at once."""
+        self._limit = limit
+        self._calm_since_ms = self._useful_ms = now_ms
+
+    def tick(self, totals: Seen, now_ms: int) -> None:
+        """Take in the sums of all workers."""
+        if self._window and (
+            totals.admitted < self._window[-1][1].admitted or totals.ended < self._window[-1][1].ended
+        ):
+            self._window.clear()
+            self._lost = totals.admitted - totals.ended
+        self._window.append((now_ms, totals))
+        while len(self._window) > 1 and self._window[1][0] <= now_ms - WINDOW_MS:
+            self._window.popleft()
+        then_ms, before = self._window[0]
+        if (span_ms := now_ms - then_ms) <= 0:
+            return
+        admitted, ended = totals.admitted - before.admitted, totals.ended - before.ended
+        told = totals.samples - before.samples
+        mean_ms = (totals.took_ms - before.took_ms) / told if told >= MIN_TOLD else None
+        target_ms = self._target_ms()
+        enough = max(MIN_LIMIT, math.ceil(ended * target_ms / span_ms))
+        is_late = mean_ms is not None and mean_ms >= target_ms
+        self._forget_lost(totals, enough, mean_ms, target_ms)
+        if self._limit is not None:
+            self._steer(enough, self._out(totals), now_ms, is_late=is_late)
+        elif is_late and now_ms >= self._not_before_ms and self._grows(totals, admitted, ended, enough):
+            self.begin(now_ms, enough)
+        elif mean_ms is not None and admitted <= ended:
+            self._learn(mean_ms, now_ms - self._window[-2][0])
+
+    def _target_ms(self) -> float:
+        return max(self._crowd_ms, min(self._slow_ms, TARGET_OVER_USUAL * (self._usual_ms or 0.0)))
+
+    def _grows(self, totals: Seen, admitted: int, ended: int, enough: int) -> bool:
+        if admitted >= GROWTH * ended + GROWTH_REQUESTS:
+            return True
+        return admitted > ended and self._out(totals) >= QUEUE * enough
+
+    def _learn(self, mean_ms: float, passed_ms: int) -> None:
+        usual_ms = mean_ms if self._usual_ms is None else self._usual_ms
+        self._usual_ms = usual_ms + min(1.0, passed_ms / USUAL_CONSTANT_MS) * (mean_ms - usual_ms)
+
+    def _forget_lost(self, totals: Seen, enough: int, mean_ms: float | None, target_ms: float) -> None:
+        """Correct the account: an end may never be told, and then counts as out for ever."""
+        if mean_ms is not None and 2 * mean_ms < target_ms:
+            # No one waits long, so no more than this can be out.
+            self._lost += max(0, self._out(totals) - enough)
+        self._lost = min(self._lost, totals.admitted - totals.ended)
+
+    def _steer(self, enough: int, out: int, now_ms: int, *, is_late: bool) -> None:
+        self._limit = enough
+        if enough > MIN_LIMIT or not is_late:
+            self._useful_ms = now_ms
+        if is_late or 10 * out >= 9 * enough:
+            self._calm_since_ms = now_ms
+        if now_ms - self._useful_ms >= HELPLESS_MS:
+            self._limit, self._not_before_ms = None, now_ms + GIVEN_UP_MS
+        elif now_ms - self._calm_since_ms >= CALM_MS:
+            self._limit = None
+
+    def _out(self, totals: Seen) -> int:
+        return totals.admitted - totals.ended - self._lost
