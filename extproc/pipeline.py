@@ -164,6 +164,8 @@ class Pipeline:
             raise errors.PolicyUnavailable("the policy gave no usable answer") from error
         if verdict.allow is not True:
             raise errors.PolicyDenied(verdict.rule)
+        if verified.fell_back and verdict.fallback_classic is not True:
+            raise errors.PolicyDenied("the policy permits no fallback on this route")
         return verdict
 
     def _admit(self, verified: VerifiedRequest, verdict: PolicyVerdict, passage: Passage) -> None:

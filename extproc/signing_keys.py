@@ -64,6 +64,16 @@ def find_keys(
     return keys
 
 
+def absent_half(key: KeyEntry, keyring: Keyring, now_ms: int) -> KeyEntry:
+    """Find the half that did not sign while `key`, the other one, is enough. Raises `UnknownKey`.
+
+    It proves nothing here, but what it is a half of must still be good: whoever took it out of use meant the hybrid.
+    """
+    partner = keyring.lookup(key.partner or "")
+    partner.check_dates(now_ms)
+    return partner
+
+
 def _find(proof: Proof, keyring: Keyring, now_ms: int) -> KeyEntry:
     key = keyring.lookup(proof.key_id)
     key.check_dates(now_ms)

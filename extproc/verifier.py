@@ -24,7 +24,7 @@ from extproc.challenge import OpenChallenge, open_challenge
 from extproc.channel_binding import UNBOUND
 from extproc.evidence_claim import EvidenceClaim, envelope_bytes, read_claim
 from extproc.header_budget import check_header_budget
-from extproc.signing_keys import check_allowed, find_keys
+from extproc.signing_keys import absent_half, check_allowed, find_keys
 from pch import errors
 from pch.httpsig.derived import normalised_authority
 from pch.httpsig.errors import HttpSigError
@@ -217,6 +217,7 @@ def verify(
     # 4
     fell_back = check_allowed(proofs, route, may_fall_back=may_fall_back)
     keys = find_keys(proofs, route, keyring, now_ms, falls_back=fell_back)
+    answerable = (*keys, absent_half(keys[0], keyring, now_ms)) if fell_back else keys
     # What follows looks at one half of a hybrid: step 2 saw that the other says the same.
     proof = proofs.first
     # 5
@@ -237,7 +238,7 @@ def verify(
     _check_coverage(admitted, proof, evidence)
     # 8
     signatures = tuple([_verified(message, each, key) for each, key in zip(proofs.both, keys, strict=True)])
-    if any(key.revoked for key in keys):
+    if any(key.revoked for key in answerable):
         raise errors.KeyRevoked("the key was revoked")
     token = spend_token(request.edge_instance, request.stream_id, signatures[0].signature_base)
     return VerifiedRequest(admitted, signatures, proofs.foreign, challenge, evidence, token, _BUILT_HERE, fell_back)
