@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pymacaroons import Macaroon, Verifier
 
-from kms.caveats import MAX_CAVEATS, MAX_TOKEN_CHARS, covers, limits_of
+from kms.caveats import MAX_CAVEATS, MAX_TOKEN_CHARS, covers_key, covers_path, limits_of
 from kms.errors import NoCapability, Unauthenticated
 from kms.principal import Principal, Scope
 from kms.revocation import TOKEN_ID
@@ -121,11 +121,11 @@ def authorise(principal: Principal, *, scope: Scope, tenant: str, kid: str, alg:
         raise NoCapability(f"scope '{scope.value}' required", hint=f"attach macaroon with {scope.value}")
     if tenant not in principal.tenants or (kid and kid.partition("/")[0] != tenant):
         raise NoCapability("the capability is not for this tenant")
-    if principal.keys and not any(covers(each, kid) for each in principal.keys):
+    if principal.keys and not any(covers_key(each, kid) for each in principal.keys):
         raise NoCapability("the capability is not for this key")
     if principal.algs and (alg or _alg_of(kid)) not in principal.algs:
         raise NoCapability("the capability is not for this algorithm")
-    if principal.paths and not any(covers(each, path) for each in principal.paths):
+    if principal.paths and not any(covers_path(each, path) for each in principal.paths):
         raise NoCapability("the capability is not for this path")
 
 

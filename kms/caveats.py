@@ -70,14 +70,22 @@ def limits_of(caveats: Iterable[str]) -> Limits:
     )
 
 
-def covers(pattern: str, text: str) -> bool:
-    """Say whether a key or path pattern allows `text`, which may be a pattern itself.
+def covers_key(pattern: str, kid: str) -> bool:
+    """Say whether a key pattern allows `kid`, which may be a pattern itself.
 
     `a/b/*` covers everything below `a/b/`; a key without a version covers all of its versions.
     """
+    return covers_path(pattern, kid) or ("#" not in pattern and kid.startswith(f"{pattern}#"))
+
+
+def covers_path(pattern: str, path: str) -> bool:
+    """Say whether a path pattern allows `path`, which may be a pattern itself.
+
+    A version is nothing special here: what follows `#v1` in a path is another verb (`/keys/<kid>#v1/destroy`).
+    """
     if pattern.endswith(_WILDCARD):
-        return text.startswith(pattern[:-1]) and len(text) >= len(pattern)
-    return text == pattern or ("#" not in pattern and text.startswith(f"{pattern}#"))
+        return path.startswith(pattern[:-1]) and len(path) >= len(pattern)
+    return path == pattern
 
 
 def _together(name: str, values: list[str]) -> frozenset[str]:
@@ -91,7 +99,7 @@ def _together(name: str, values: list[str]) -> frozenset[str]:
         if allowed is None:
             allowed = these
         elif name in _PATTERNS:
-            allowed = _common_patterns(allowed, these)
+            allowed = _common_patterns(_PATTERNS[name], allowed, these)
         else:
             allowed &= these
     if not allowed:
@@ -99,7 +107,9 @@ def _together(name: str, values: list[str]) -> frozenset[str]:
     return allowed
 
 
-def _common_patterns(first: frozenset[str], second: frozenset[str]) -> frozenset[str]:
+def _common_patterns(
+    covers: Callable[[str, str], bool], first: frozenset[str], second: frozenset[str]
+) -> frozenset[str]:
     """Give patterns that cover exactly what both sets cover: of two that overlap, one lies inside the other."""
     return frozenset(
         inner
@@ -148,5 +158,5 @@ _VALUES: Final[dict[str, Callable[[str], object]]] = {
     "alg": KEY_ALGORITHMS.__contains__,
     "path": _is_path,
 }
-_PATTERNS: Final = frozenset({"key", "path"})
+_PATTERNS: Final = {"key": covers_key, "path": covers_path}
 _NAMES: Final = frozenset({*_VALUES, "exp", "rps"})

@@ -8,7 +8,7 @@ from kms.errors import KmsError
 from kms.key_record import KeyState
 from kms.messages import ChangeKeyStateRequest, KeyStateResponse
 from kms.operations.change import apply_change, destroy_parts
-from kms.operations.operation import Outcome, Subject, subject_of
+from kms.operations.operation import Outcome, Subject, subject_of, subject_of_whole_key
 
 if TYPE_CHECKING:
     from kms.key_record import KeyRecord
@@ -31,16 +31,17 @@ class ChangeKeyState:
         self._state = state
 
     def subjects(self, request: ChangeKeyStateRequest, context: CallContext) -> tuple[Subject, ...]:
-        """Name the key of the path."""
-        return (subject_of(request.kid),)
+        """Name the key of the path, all of it."""
+        return (subject_of_whole_key(request.kid),)
 
     async def run(self, request: ChangeKeyStateRequest, subjects: tuple[Subject, ...], call: Call) -> Outcome:
         """Make the state durable, then erase where it says so: a crash between leaves a key that nobody can use."""
         services, subject = self._services, subjects[0]
         async with services.locks.hold(subject.name):
             record = services.find(subject)
-            if subject.version is not None:
-                record.version(subject.version)
+            named = subject_of(request.kid).version
+            if named is not None:
+                record.version(named)
             changed = record.changed(self._state, request.min_version)
             kid = str(changed.newest_kid)
             response = KeyStateResponse(kid=kid, state=changed.state.value, min_version=changed.min_version)

@@ -181,6 +181,15 @@ def subject_of(kid_text: str) -> Subject:
     return Subject(parsed.tenant, parsed)
 
 
+def subject_of_whole_key(kid_text: str) -> Subject:
+    """Read a kid for what is done to all of its key, with or without a version. Raises BadRequest.
+
+    The subject has no version: a capability for one version does not cover what happens to the others.
+    """
+    named = subject_of(kid_text)
+    return Subject(named.tenant, named.name)
+
+
 def subject_of_version(kid_text: str) -> Subject:
     """Read a kid with its version. Raises BadRequest."""
     kid = parse_kid(kid_text)

@@ -9,7 +9,7 @@ from kms.key_parts import parts_of_new_version
 from kms.key_record import KeyState, KeyVersion
 from kms.messages import RotateKeyRequest, RotateResponse
 from kms.operations.change import apply_change, generate_parts
-from kms.operations.operation import Outcome, Subject, subject_of
+from kms.operations.operation import Outcome, Subject, subject_of, subject_of_whole_key
 
 if TYPE_CHECKING:
     from kms.operations.operation import Call, Services
@@ -30,16 +30,17 @@ class Rotate:
         self._services = services
 
     def subjects(self, request: RotateKeyRequest, context: CallContext) -> tuple[Subject, ...]:
-        """Name the key of the path."""
-        return (subject_of(request.kid),)
+        """Name the key of the path, all of it."""
+        return (subject_of_whole_key(request.kid),)
 
     async def run(self, request: RotateKeyRequest, subjects: tuple[Subject, ...], call: Call) -> Outcome:
         """Rotate. One writer a key: a second rotation waits for the first and makes the version after it."""
         services, subject = self._services, subjects[0]
         async with services.locks.hold(subject.name):
             record = services.find(subject)
-            if subject.version is not None:
-                record.version(subject.version)
+            named = subject_of(request.kid).version
+            if named is not None:
+                record.version(named)
             if record.state is not KeyState.ENABLED:
                 raise Conflict(f"the key is {record.state.value}", reason=f"key_{record.state.value}")
             if record.derived_from:

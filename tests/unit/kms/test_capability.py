@@ -292,6 +292,7 @@ def test_a_caveat_that_is_no_text_is_refused(parts: TokenParts) -> None:
         (("alg=ed25519", "alg=ml-dsa"), True),
         (("path=/v1/kms/*", "path=/v1/kms/sign"), False),
         (("path=/v1/kms/sign", "path=/v1/kms/verify"), True),
+        ((f"path=/v1/kms/keys/{KEY}", f"path=/v1/kms/keys/{KEY}#v1/destroy"), True),
     ],
     ids=str,
 )
@@ -336,6 +337,10 @@ def test_caveats_of_one_name_count_together(parts: TokenParts, more: tuple[str, 
         ({"paths": ("/v1/kms/sign/*",)}, {"path": "/v1/kms/sign"}, False),
         ({"paths": ("/v1/kms/sign/*",)}, {"path": "/v1/kms/sign/batch"}, True),
         ({"paths": ("/v1/kms/sign",)}, {"path": ""}, False),
+        ({"paths": (f"/v1/kms/keys/{KEY}",)}, {"path": f"/v1/kms/keys/{KEY}"}, True),
+        ({"paths": (f"/v1/kms/keys/{KEY}",)}, {"path": f"/v1/kms/keys/{KEY}/destroy"}, False),
+        ({"paths": (f"/v1/kms/keys/{KEY}",)}, {"path": f"/v1/kms/keys/{KEY}#v1/destroy"}, False),
+        ({"paths": (f"/v1/kms/keys/{KEY}/*",)}, {"path": f"/v1/kms/keys/{KEY}#v1/destroy"}, False),
     ],
 )
 def test_a_request_is_allowed_only_if_every_limit_covers_it(
@@ -346,7 +351,7 @@ def test_a_request_is_allowed_only_if_every_limit_covers_it(
 
 _TENANTS = st.sampled_from(["core", "other", "third"])
 _KEYS = st.sampled_from([KEY, f"{KEY}#v1", f"{KEY}#v2", OTHER_KEY, "core/*", "core/audit/*", "other/audit/ed25519/*"])
-_PATHS = st.sampled_from(["/v1/kms/*", "/v1/kms/sign", "/v1/kms/keys/*"])
+_PATHS = st.sampled_from(["/v1/kms/*", "/v1/kms/sign", "/v1/kms/keys/*", "/v1/kms/keys/x", "/v1/kms/keys/x#v1/rotate"])
 _KIDS = st.sampled_from(["", KEY, f"{KEY}#v1", f"{KEY}#v2", f"{OTHER_KEY}#v1", f"other/audit/ed25519/{KEY_UUID}#v1"])
 _GRANTS = st.builds(
     Grant,
@@ -354,9 +359,7 @@ _GRANTS = st.builds(
     tenants=st.lists(_TENANTS, max_size=2, unique=True).map(tuple),
     keys=st.lists(_KEYS, max_size=3, unique=True).map(tuple),
     algs=st.lists(st.sampled_from(["ed25519", "ml-dsa", "hybrid"]), max_size=2, unique=True).map(tuple),
-    paths=st.lists(st.sampled_from(["/v1/kms/*", "/v1/kms/sign", "/v1/kms/keys/*"]), max_size=2, unique=True).map(
-        tuple
-    ),
+    paths=st.lists(_PATHS, max_size=2, unique=True).map(tuple),
     expires_at_s=st.none() | st.integers(NOW_S - 100, NOW_S + 7200),
     rate_per_s=st.none() | st.integers(1, 100),
 )
@@ -368,7 +371,7 @@ _REQUESTS = st.fixed_dictionaries(
             ["", KEY, f"{KEY}#v1", f"{KEY}#v2", f"{OTHER_KEY}#v1", f"other/audit/ed25519/{KEY_UUID}#v1"]
         ),
         "alg": st.sampled_from(["", "ed25519", "ml-dsa"]),
-        "path": st.sampled_from(["/v1/kms/sign", "/v1/kms/verify", "/v1/kms/keys/x"]),
+        "path": st.sampled_from(["/v1/kms/sign", "/v1/kms/verify", "/v1/kms/keys/x", "/v1/kms/keys/x#v1/rotate"]),
     }
 )
 

@@ -359,3 +359,18 @@ def _hybrid() -> Any:
     from tests.support.kms_core import config_of
 
     return config_of(**HYBRID)
+
+
+@pytest.mark.parametrize("verb", ["rotate", "disable", "enable", "destroy"])
+async def test_a_capability_for_one_version_does_nothing_to_the_whole_key(verb: str) -> None:
+    async with running_core() as bench:
+        kid = await bench.create("ed25519")
+        make = RotateKeyRequest if verb == "rotate" else ChangeKeyStateRequest
+        before = bench.store.state_digest()
+        with pytest.raises(NoCapability, match="not for this key"):
+            await bench.call(verb, make(kid=kid), who=principal(keys=frozenset({kid})))
+        assert bench.store.state_digest() == before
+        name = str(parse_kid(kid).name)
+        await bench.call(verb, make(kid=kid), who=principal(keys=frozenset({name})))
+        with pytest.raises(NotFound):
+            await bench.call(verb, make(kid=f"{name}#v9"), who=principal(keys=frozenset({name})))
