@@ -37,6 +37,8 @@ MAX_ENVELOPE_SIGNATURES: Final = 8
 _RELAXED: Final = re.compile(rb"\?1(?:;length=([1-9][0-9]{0,5}))?")
 _RELAX: Final = re.compile(rb"evidence=body")
 _MEMBERS: Final = frozenset({"evidence", "signatures"})
+_MOST_OF: Final = ((b"{", 2), (b"[", 0), (b":", 2 + MAX_ENVELOPE_SIGNATURES), (b",", MAX_ENVELOPE_SIGNATURES))
+"""How often these occur at most in what is an envelope, for neither labels nor base64 hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,9 @@ def parse_envelope(raw: bytes) -> Envelope:
     """Read an envelope, PCH §6: strict JSON, both members, none twice and no other. Raises `MalformedSignature`."""
     if not 0 < len(raw) <= MAX_ENVELOPE_BYTES:
         raise MalformedSignature("the envelope is empty or too long")
+    # Anyone may send this, unsigned: JSON of many small values would take a hundred times as long to build.
+    if any(raw.count(each) > most for each, most in _MOST_OF):
+        raise MalformedSignature("the envelope holds more than one may")
     try:
         document = json.loads(raw.decode(), object_pairs_hook=unique_members)
     except (ValueError, RecursionError) as error:

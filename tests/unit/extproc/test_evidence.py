@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from extproc.decision import Answer
+from extproc.evidence_claim import EvidenceClaim
 from extproc.nonce_store.envelopes import MAX_WAITING_PER_CONNECTION
 from extproc.request import EdgeRequest
 from extproc.response import check_response
-from pch.errors import StoreUnavailable
-from pch.evidence import evidence_digest_field, evidence_field
+from pch.errors import EvidenceRejected, StoreUnavailable
+from pch.evidence import Evidence, canonical_evidence, evidence_digest_field, evidence_field
 from pch.reasons import Reason
 from pch.relaxed import MAX_ENVELOPE_BYTES, compose_envelope
 from receipts.receipt import DecisionReceipt, parse_receipt
@@ -486,6 +488,23 @@ async def test_without_the_store_nothing_is_taken_in_or_found(
     monkeypatch.setattr(parts.nonce_store, "find_envelope", fail)
     assert (await parts.answer(ahead(granted(parts), OK))).reason is Reason.STORE_UNAVAILABLE
     assert (await parts.answer(_without_content(parts))).reason is Reason.STORE_UNAVAILABLE
+
+
+@pytest.mark.parametrize(("doubles", "elsewhere"), [(10, False), (15_000, True)])
+async def test_large_evidence_is_read_beside_the_event_loop(parts: FilterParts, doubles: int, elsewhere: bool) -> None:
+    threads: list[int] = []
+
+    class Watched(EvidenceClaim):
+        def settle(self) -> Evidence | None:
+            threads.append(threading.get_ident())
+            return EvidenceClaim.settle(self)
+
+    raw = canonical_evidence({"type": "pch.evidence.v1", "claims": {"a": [0.1] * doubles}})
+    desk = parts.parts.evidence
+    await desk.judge(Watched(None, None, raw, None), parts.rules, parts.clock.now_ms)
+    assert [thread != threading.get_ident() for thread in threads] == [elsewhere]
+    with pytest.raises(EvidenceRejected):
+        await desk.judge(Watched(None, None, raw + b" ", None), parts.rules, parts.clock.now_ms)
 
 
 def test_the_digest_of_no_evidence_is_that_of_zero_bytes() -> None:

@@ -158,6 +158,25 @@ def test_whatever_else_is_refused(raw: bytes) -> None:
         parse_envelope(raw)
 
 
+@pytest.mark.parametrize(
+    "signatures",
+    [
+        b"[" + b",".join([b"{}"] * 40_000) + b"]",
+        b"{" + b",".join(b'"%d":0' % number for number in range(13_000)) + b"}",
+        b"[" * 60_000 + b"]" * 60_000,
+        b"[" + b",".join([b"1e5"] * 30_000) + b"]",
+    ],
+    ids=["objects", "members", "depth", "numbers"],
+)
+def test_json_of_many_values_is_refused_before_it_is_built(signatures: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(_raw: str, **_options: object) -> None:
+        pytest.fail("it was parsed")
+
+    monkeypatch.setattr("pch.relaxed.json.loads", built)
+    with pytest.raises(MalformedSignature):
+        parse_envelope(b'{"evidence":null,"signatures":' + signatures + b"}")
+
+
 def test_it_may_be_128_kib() -> None:
     raw = document() + b" " * (MAX_ENVELOPE_BYTES - len(document()))
     assert parse_envelope(raw).signatures == {"pch": base64.b64decode("AAAA")}
