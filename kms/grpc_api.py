@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from kms.error_envelope import encode_envelope, retry_after_s
-from kms.errors import NotFound
+from kms.errors import BadRequest, NotFound, Timeout
 from kms.grpc_codec import request_from_bytes, response_to_bytes
 from kms.messages import VerifyResponse
 from kms.operation_table import OPERATIONS, Operation
@@ -35,7 +35,8 @@ class GrpcApi(grpc.GenericRpcHandler):  # type: ignore[misc]
     def __init__(self, calls: ApiCalls) -> None:
         self._calls = calls
         self._handlers = {
-            f"/{SERVICE}/{operation.rpc}": grpc.unary_unary_rpc_method_handler(self._handler(operation))
+            # On the wire the same as unary_unary, which waits for ever for a message before it tells of the call.
+            f"/{SERVICE}/{operation.rpc}": grpc.stream_unary_rpc_method_handler(self._handler(operation))
             for operation in OPERATIONS
         }
 
@@ -43,18 +44,19 @@ class GrpcApi(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Find the handler of a method; None makes gRPC answer UNIMPLEMENTED."""
         return self._handlers.get(details.method)
 
-    def _handler(self, operation: Operation) -> Callable[[bytes, Any], Any]:
-        async def handle(raw: bytes, context: Any) -> bytes:
-            return await self._answer(operation, raw, context)
+    def _handler(self, operation: Operation) -> Callable[[Any, Any], Any]:
+        async def handle(_messages: Any, context: Any) -> bytes:
+            return await self._answer(operation, context)
 
         return handle
 
-    async def _answer(self, operation: Operation, raw: bytes, context: Any) -> bytes:
+    async def _answer(self, operation: Operation, context: Any) -> bytes:
         metadata = _metadata(context)
         call = self._calls.open(metadata.get("x-corr-id"), context.peer(), "grpc", _METHOD)
         response: Message | None = None
         try:
             self._calls.admit(call, operation, metadata.get("authorization"))
+            raw = await _read_message(context, self._calls.config().read_timeout_ms)
             call.body_bytes = len(raw)
             request = request_from_bytes(raw, operation.request)
             if operation.names_key and not getattr(request, "kid", None):
@@ -80,6 +82,18 @@ class GrpcApi(grpc.GenericRpcHandler):  # type: ignore[misc]
         context.set_trailing_metadata(tuple(trailer))
         self._calls.close(call, "OK", None, response)
         return encoded
+
+
+async def _read_message(context: Any, timeout_ms: int) -> bytes:
+    """Read the one message of a call. Raises Timeout when the peer takes longer, BadRequest when there is none."""
+    try:
+        async with asyncio.timeout(timeout_ms / 1000):
+            raw = await context.read()
+    except TimeoutError as error:
+        raise Timeout("the message did not come in time", reason="read_timeout") from error
+    if not isinstance(raw, bytes):
+        raise BadRequest("the call has no message")
+    return raw
 
 
 def _metadata(context: Any) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """HTTP connections of the service: bounded in number, in header bytes, and in how long a peer may take.
 
-uvicorn (httptools) parses and frames. What it leaves open is closed here: it has no bound on header bytes, waits for
-ever for a first or an unfinished request, and for a peer that reads nothing (CONFIG.md §3, CONCURRENCY.md §5).
+uvicorn (httptools) parses and frames. What it leaves open is closed here: it has no bound on header bytes, keeps every
+trailer, waits for ever for a first or an unfinished request, and for a peer that reads nothing (CONFIG.md §3,
+CONCURRENCY.md §5).
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class KmsConnection(HttpToolsProtocol):
     _stalled_since_s: float | None = None  # since when the peer has taken nothing of an answer
     _header_bytes: int = 0
     _in_headers: bool = True
+    _body_came: bool = False
+    _framing_bytes: int = 0  # of a request's body, what came since its last content: chunk extensions, trailers
     _refused: bool = False
     _buffered: int = 0
 
@@ -84,10 +87,27 @@ class KmsConnection(HttpToolsProtocol):
             if self._began_s is None:
                 self._began_s = self.loop.time()
             self._header_bytes += len(data)
+        self._body_came = False
         super().data_received(data)
-        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-            self.rules.telemetry.rejected.labels("header_too_large").inc()
-            self._answer_and_close(BadRequest("the request's header is too large", reason="header_too_large"))
+        self._framing_bytes = 0 if self._in_headers or self._body_came else self._framing_bytes + len(data)
+        if self.transport.is_closing():
+            return
+        if self._in_headers and self._header_bytes > MAX_HEADER_BYTES:
+            self._refuse(BadRequest("the request's header is too large", reason="header_too_large"))
+        elif self._framing_bytes > MAX_HEADER_BYTES:
+            self._refuse(BadRequest("the body is framed by too much", reason="framing_too_large"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field; a trailer would be kept for nobody to read, so none is taken."""
+        if self._in_headers:
+            super().on_header(name, value)
+        elif not self._refused:
+            self._refuse(BadRequest("no trailers are taken", reason="trailers"))
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._body_came = True
+        super().on_body(body)
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -108,8 +128,8 @@ class KmsConnection(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP with the envelope instead of a plain text."""
-        self.rules.telemetry.rejected.labels("bad_request").inc()
-        self._answer_and_close(BadRequest("not a valid HTTP request"))
+        if not self._refused:
+            self._refuse(BadRequest("not a valid HTTP request", reason="bad_request"))
 
     def handle_websocket_upgrade(self) -> None:
         """Refuse: there is nothing to upgrade to."""
@@ -133,6 +153,25 @@ class KmsConnection(HttpToolsProtocol):
     def _time_out(self, op: str) -> None:
         self.rules.telemetry.io_timeouts.labels(op).inc()
         self.transport.abort()
+
+    def _refuse(self, error: BadRequest) -> None:
+        """Count and answer what breaks the protocol, and close.
+
+        Without an answer where the peer would take it for that of another request: while an earlier one is served, and
+        when the broken one is answered already.
+        """
+        self.rules.telemetry.rejected.labels(error.reason).inc()
+        cycle: Any = self.cycle  # None before the first request, whatever its type says
+        pending = cycle is not None and not cycle.response_complete
+        if pending and not self._in_headers:
+            # Of a request whose body is broken the application sees no end: it does nothing for it.
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if self.pipeline or (pending if self._in_headers else cycle.response_started):
+            self._refused = True
+            self.transport.close()
+        else:
+            self._answer_and_close(error)
 
     def _answer_and_close(self, error: KmsError) -> None:
         self._refused = True

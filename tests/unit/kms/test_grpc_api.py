@@ -1,5 +1,6 @@
 """gRPC mirrors the HTTP messages field for field (API.md appendix C)."""
 
+import asyncio
 import json
 import types
 import typing
@@ -10,6 +11,8 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from kms import messages
+from kms.config_sections import KmsConfig
+from kms.config_values import DurationMs
 from kms.error_envelope import ErrorEnvelope
 from kms.errors import BadRequest, Conflict, StoreUnavailable
 from kms.grpc_api import SERVICE, build_grpc_server
@@ -150,7 +153,7 @@ async def ask():
 
     async def start(parts):
         server = build_grpc_server(parts.calls, parts.config)
-        port = server.add_insecure_port("127.0.0.1:0")
+        port = start.port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         servers.append(server)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
@@ -246,3 +249,45 @@ async def test_bounds_of_messages_and_compression(ask):
         await call("Export", SIGN)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert parts.dispatcher.asked == []
+
+
+async def open_calls(port, count, metadata):
+    """Begin calls that send no message."""
+    channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+    calls = [channel.stream_unary(f"/{SERVICE}/Sign")(metadata=metadata) for _ in range(count)]
+    for each in calls:
+        await each.wait_for_connection()
+    return channel, calls
+
+
+async def status_of(call):
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        async with asyncio.timeout(3):
+            await call
+    return refused.value.code()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "status"),
+    [((), grpc.StatusCode.UNAUTHENTICATED), (GOOD, grpc.StatusCode.DEADLINE_EXCEEDED)],
+    ids=["without-a-capability", "with-one"],
+)
+async def test_calls_whose_message_never_comes_do_not_take_the_places_of_others(ask, metadata, status):
+    parts = EdgeParts(SIGNED, msgspec.structs.replace(KmsConfig(), max_conns=4, read_timeout_ms=DurationMs(300)))
+    call = await ask(parts)
+    channel, calls = await open_calls(ask.port, 4, metadata)
+    assert [await status_of(each) for each in calls] == [status] * 4
+    raw, _ = await call("Sign", SIGN)
+    assert kms_pb2.SignResponse.FromString(raw).kid == KID
+    assert len(parts.dispatcher.asked) == 1
+    await channel.close()
+
+
+async def test_a_call_that_ends_without_a_message_is_refused(ask):
+    parts = EdgeParts(SIGNED)
+    await ask(parts)
+    channel, [call] = await open_calls(ask.port, 1, GOOD)
+    await call.done_writing()
+    assert await status_of(call) is grpc.StatusCode.INVALID_ARGUMENT
+    assert parts.dispatcher.asked == []
+    await channel.close()

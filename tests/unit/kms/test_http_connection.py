@@ -177,6 +177,70 @@ async def test_what_is_not_http_gets_400_and_the_envelope(stage, raw, reason):
     writer.close()
 
 
+CHUNKED = (
+    b"POST /v1/kms/sign HTTP/1.1\r\nhost: kms\r\nauthorization: Bearer good\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\n%x\r\n" % len(BODY)
+) + BODY
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        (b"\r\n0\r\nx: y\r\nz: y\r\n\r\n", "trailers"),
+        (b"\r\n0\r\n" + b"x: y\r\n" * 3000, "trailers"),
+        (b"\r\n0\r\nx: " + b"a" * 300_000, "framing_too_large"),
+        (b"\r\n1;" + b"a" * 300_000, "framing_too_large"),
+    ],
+    ids=["trailer", "trailers", "one-long-trailer", "chunk-extension"],
+)
+async def test_trailers_and_what_else_frames_a_body_are_not_kept(stage, rest, reason):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(CHUNKED)
+    await asyncio.sleep(0)
+    writer.write(rest)
+    head, body = await read_answer(reader)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "BadRequest"
+    assert here.parts.counted("rejected_total", reason=reason) == 1.0
+    assert here.parts.dispatcher.asked == []
+    writer.close()
+
+
+async def test_a_body_in_many_chunks_is_taken(stage):
+    here = await stage()
+    reader, writer = await here.connect()
+    chunks = b"".join(b"1;x=y\r\n%c\r\n" % byte for byte in b" " * 20_000 + BODY)
+    writer.write(CHUNKED.partition(b"\r\n\r\n")[0] + b"\r\n\r\n" + chunks + b"0\r\n\r\n")
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_trailers_after_an_answer_end_the_connection_without_a_second_one(stage):
+    here = await stage()
+    reader, writer = await here.connect()
+    writer.write(b"GET /v1/kms/openapi.json HTTP/1.1\r\nhost: kms\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n0\r\n")
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    writer.write(b"x: y\r\nz: y\r\n")
+    async with asyncio.timeout(3):
+        assert await reader.read() == b""
+    assert here.parts.counted("rejected_total", reason="trailers") == 1.0
+    writer.close()
+
+
+async def test_what_is_broken_behind_a_request_is_not_answered_in_its_place(stage):
+    async def never(_scope, _receive, _send):
+        await asyncio.Event().wait()
+
+    here = await stage(app=never)
+    reader, writer = await here.connect()
+    writer.write(request_bytes() + b"\x16\x03\x01\r\n")
+    async with asyncio.timeout(3):
+        assert await reader.read() == b""
+    assert here.parts.counted("rejected_total", reason="bad_request") == 1.0
+    writer.close()
+
+
 async def test_an_upgrade_is_not_offered(stage):
     here = await stage()
     reader, writer = await here.connect()
