@@ -24,7 +24,7 @@ class QuotaExceeded(Quota):
 
 
 class BreakerOpen(DependencyFault):
-    """The app behind the route is not well, or has all that it can finish; this request was not chosen to try it. `facts`: for the receipt."""
+    """The app is not well, or has all that it can finish; this request was not chosen. `facts`: for the receipt."""
 
     reason = Reason.BREAKER_OPEN
 

@@ -72,7 +72,8 @@ class StackSettings:
     `filter_command` and `admin_command`: argv with `{python}`, `{config}` and `{var}` filled in; an empty admin
     command starts none; `app_command` has `{port}`, `{log}` and `{repository}` too. `upstream`: how Envoy speaks to the
     app, `http1` or `http2`. `app_dial_port` and `redis_dial_port`: where Envoy finds the app and the filter Redis, when
-    something stands between. `kms`: whether the filter's keys are with a key service, which then starts before it.
+    something stands between. `http_filters` stand right before Envoy's router, and `app_timeout_s` is how long it waits
+    for the app. `kms`: whether the filter's keys are with a key service, which then starts before it.
     """
 
     var: Path
@@ -94,6 +95,8 @@ class StackSettings:
     )
     app_dial_port: int | None = None
     redis_dial_port: int | None = None
+    http_filters: tuple[Mapping[str, Any], ...] = ()
+    app_timeout_s: float | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     toml: Mapping[str, Mapping[str, str | int | bool]] = field(default_factory=dict)
     routes: tuple[Route, ...] = DEMO_ROUTES
@@ -120,7 +123,7 @@ class StackSettings:
         data: dict[str, Any] = json.loads(text)
         data["var"] = Path(data["var"])
         data["ports"] = Ports(**data["ports"])
-        for name in ("filter_command", "admin_command", "app_command", "routes"):
+        for name in ("filter_command", "admin_command", "app_command", "routes", "http_filters"):
             data[name] = tuple(data[name])
         return cls(**data)
 

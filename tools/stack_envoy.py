@@ -46,6 +46,12 @@ def envoy_config(settings: StackSettings) -> Document:
     listener["address"]["socket_address"].update(address=LOOPBACK, port_value=settings.ports.https)
     http_connection_manager(listener)["forward_proto_config"]["https_destination_ports"] = [settings.ports.https]
     _EDGES[settings.edge](listener, files)
+    manager = http_connection_manager(listener)
+    manager["http_filters"][-1:-1] = [dict(each) for each in settings.http_filters]
+    if settings.app_timeout_s is not None:
+        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
+            if route.get("route", {}).get("cluster") == "app":
+                route["route"]["timeout"] = f"{settings.app_timeout_s}s"
     clusters = {cluster["name"]: cluster for cluster in document["static_resources"]["clusters"]}
     for worker, endpoint in enumerate(endpoints(clusters["signet_filter"])):
         endpoint["endpoint"]["address"]["pipe"]["path"] = str(files.socket(worker))
