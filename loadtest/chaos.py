@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING, Any, Final
 if str(Path(__file__).resolve().parent.parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from loadtest.bench_client import run_load
 from loadtest.chaos_report import write_report
 from loadtest.experiment import WELL_APP, Experiment, as_builtins, read_experiment
 from loadtest.load_keys import write_keys
 from loadtest.measured import Measured, Sample, read_sent, share_passed
 from loadtest.toxics import Toxiproxy
+from pch.keys import private_key_from_jwk
 from tools.stack import Stack
 from tools.stack_config import REPOSITORY, Ports, StackSettings
 
@@ -43,6 +45,8 @@ EXPERIMENTS: Final = Path(__file__).resolve().parent / "experiments"
 SAMPLE_EVERY_S: Final = 0.2
 LOCUST_START_S: Final = 20.0
 ROUTE: Final = "app"
+CAPACITY_CONNECTIONS: Final = 8
+CAPACITY_REQUESTS: Final = 2_000
 _METRIC: Final = re.compile(
     r'^signet_breaker_(phase|errors_ratio|slowness_ratio)\{[^}]*route="app"[^}]*\} (\S+)$', re.MULTILINE
 )
@@ -101,7 +105,9 @@ def running(experiment: Experiment, folder: Path) -> Iterator[tuple[Stack, Toxip
 
 
 @contextlib.contextmanager
-def load(experiment: Experiment, stack: Stack, folder: Path, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+def load(
+    experiment: Experiment, stack: Stack, folder: Path, out: Path, users: int
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run Locust against the stack; ends it with the block."""
     total_s = experiment.before_s + experiment.during_s + experiment.after_s
     environ = {
@@ -110,9 +116,9 @@ def load(experiment: Experiment, stack: Stack, folder: Path, out: Path) -> Itera
         "SIGNET_LOAD_CA": str(stack.files.tls / "ca.pem"),
         "SIGNET_LOAD_CONFIG": str(stack.files.toml),
         "SIGNET_LOAD_EVENTS": str(folder / "events.jsonl"),
-        "SIGNET_LOAD_MIX": experiment.load.mix,
+        "SIGNET_LOAD_MIX": experiment.load.mix.format(users=users),
         "SIGNET_LOAD_RATE": str(experiment.load.rate),
-        "SIGNET_LOAD_USERS": str(experiment.load.users),
+        "SIGNET_LOAD_USERS": str(users),
         "SIGNET_LOAD_SECONDS": str(total_s),
         "SIGNET_LOAD_SHAPE": experiment.load.shape,
     }
@@ -130,6 +136,21 @@ def load(experiment: Experiment, stack: Stack, folder: Path, out: Path) -> Itera
                 process.wait(10)
             process.kill()
             process.wait()
+
+
+def users_of(experiment: Experiment, stack: Stack, folder: Path) -> int:
+    """Give how many users there are; measures what the stack can do where the experiment goes by that."""
+    share = experiment.load.capacity_share
+    if share is None:
+        return experiment.load.users
+    signer = private_key_from_jwk(json.loads((folder / "load_keys.json").read_text())["classical"][0])
+    done = run_load(stack.settings.ports.https, "/app/x", signer, CAPACITY_CONNECTIONS, CAPACITY_REQUESTS)
+    per_s = sum(done.statuses.values()) / done.elapsed_s
+    users = max(1, round(per_s * share / experiment.load.rate))
+    print(
+        f"    capacity {per_s:.0f} requests/s: {users} users of {experiment.load.rate:g}/s", file=sys.stderr, flush=True
+    )
+    return users
 
 
 def sample(port: int, at_s: float) -> Sample | None:
@@ -177,7 +198,8 @@ def run(experiment: Experiment, out: Path) -> Result:
 
 def _observe(experiment: Experiment, stack: Stack, toxiproxy: Toxiproxy, folder: Path, out: Path) -> Result:
     events, samples = folder / "events.jsonl", list[Sample]()
-    with load(experiment, stack, folder, out) as process:
+    users = users_of(experiment, stack, folder)
+    with load(experiment, stack, folder, out, users) as process:
         until = time.monotonic() + LOCUST_START_S
         while not (events.exists() and events.stat().st_size):
             if process.poll() is not None or time.monotonic() > until:

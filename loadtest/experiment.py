@@ -11,8 +11,13 @@ if TYPE_CHECKING:
 
 
 class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who sends how much. `rate`: requests per second of one user. `shape`: of loadtest/locustfile.py."""
+    """Who sends how much. `rate`: requests per second of one user. `shape`: of loadtest/locustfile.py.
 
+    `capacity_share`: instead of `users`, as many as make this share of what the stack can do, measured in the same run;
+    `{users}` in `mix` stands for that number.
+    """
+
+    capacity_share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
     users: Annotated[int, msgspec.Meta(ge=1, le=500)] = 20
     rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0
     mix: str = "classical=8,pq=1,hybrid=1"

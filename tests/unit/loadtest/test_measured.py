@@ -1,0 +1,107 @@
+"""What an experiment concludes from what it measured; the measuring itself is `make chaos`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from loadtest.chaos import EXPERIMENTS
+from loadtest.experiment import Expectation, read_experiment
+from loadtest.measured import Measured, Sample, Sent, read_sent
+
+INJECTED_S, HEALED_S = 10.0, 20.0
+
+
+def sent(
+    start_s: float, end_s: float, *, status: int = 200, ms: float = 50.0, reason: str = "", name: str = "classical"
+) -> list[Sent]:
+    return [Sent(start_s + 0.1 * n, name, ms, status, reason) for n in range(round((end_s - start_s) * 10))]
+
+
+def measured(during: list[Sent], after: list[Sent], phases: str = "c", extra: tuple[Sent, ...] = ()) -> Measured:
+    values = {"c": 0.0, "h": 1.0, "o": 2.0}
+    samples = [Sample(float(at_s), values[phase], 0.0, 0.0) for at_s, phase in enumerate(phases)]
+    return Measured([*sent(0.0, INJECTED_S), *during, *after, *extra], samples, INJECTED_S, HEALED_S)
+
+
+GOOD = measured(sent(10.1, 20), sent(20.1, 40))
+SHED = sent(10.1, 20, status=503, reason="breaker_open")
+
+
+def test_a_run_in_which_nothing_happened_keeps_what_is_expected_of_it() -> None:
+    assert GOOD.judge(Expectation(success_during_min=0.99, flaps_max=0)) == []
+    assert GOOD.recovery_s() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("run", "expect", "wrong"),
+    [
+        (GOOD, Expectation(opens_min=1), "openings: 0.000, expected at least 1"),
+        (GOOD, Expectation(passed_during_max=0.1), "passed during: 1.000"),
+        (GOOD, Expectation(reasons_during=["breaker_open"]), "no request was refused with breaker_open"),
+        (measured(SHED, sent(20.1, 40)), Expectation(success_during_min=0.5), "success during: 0.000"),
+        (measured(SHED, sent(20.1, 40, status=503)), Expectation(), "recovery in s: inf"),
+        (measured(SHED, sent(20.1, 40, status=503)), Expectation(recovery_s_max=None), "success after recovery: 0.000"),
+        (measured(sent(10.1, 20, ms=90), sent(20.1, 40)), Expectation(added_p90_ms_max=30), "added p90 in ms: 40.000"),
+        (measured(sent(10.1, 20, ms=150), sent(20.1, 40)), Expectation(honest_p95_factor_max=2), "honest p95 ratio: 3"),
+        (measured(SHED, sent(20.1, 40)), Expectation(added_p90_ms_max=30), "added p90 in ms: nothing to measure it by"),
+        (measured(sent(10.1, 20), sent(20.1, 40), "cohoc" * 2), Expectation(flaps_max=1), "flaps: 2"),
+        (
+            measured(sent(10.1, 20), sent(20.1, 40), extra=(Sent(15.0, "attack_replay", 5.0, 200, ""),)),
+            Expectation(),
+            "attacks that passed: 1",
+        ),
+    ],
+)
+def test_whatever_does_not_hold_is_told(run: Measured, expect: Expectation, wrong: str) -> None:
+    assert any(each.startswith(wrong) for each in run.judge(expect)), run.judge(expect)
+
+
+@pytest.mark.parametrize(
+    ("phases", "opened"), [("ccc", 0), ("coo", 1), ("cohohoc", 1), ("cohcoc", 2), ("hhoo", 1), ("cococ", 2), ("", 0)]
+)
+def test_relapses_from_half_open_are_no_passages_from_closed_to_open(phases: str, opened: int) -> None:
+    assert measured([], [], phases).opened == opened
+
+
+def test_recovery_is_when_success_is_back_for_two_seconds() -> None:
+    run = measured(SHED, [*sent(20.1, 25, status=503), *sent(25.1, 40)])
+    assert run.recovery_s() == pytest.approx(5.0, abs=0.5)
+
+
+def test_attackers_are_not_counted_among_the_honest() -> None:
+    run = measured(sent(10.1, 20), sent(20.1, 40), extra=tuple(sent(10, 20, status=401, name="attack_forged")))
+    assert run.judge(Expectation(success_during_min=0.99)) == []
+    assert run.figures()["attacks"] == 100
+
+
+def test_the_loads_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [
+        {"t": 105.0, "name": "pq", "ms": 12.5, "status": 200},
+        {"t": 106.0, "name": "pq", "ms": 3.0, "status": 503, "error": "503 breaker_open"},
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_sent(path, 100.0) == [Sent(5.0, "pq", 12.5, 200, ""), Sent(6.0, "pq", 3.0, 503, "breaker_open")]
+
+
+def test_every_experiment_of_the_catalogue_is_well_formed_and_named_for_its_file() -> None:
+    paths = sorted(EXPERIMENTS.glob("*.yaml"))
+    assert len(paths) >= 16
+    for path in paths:
+        experiment = read_experiment(path)
+        assert experiment.name == path.stem
+        assert experiment.hypothesis.endswith(".")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "name: x\n", "name: x\nhypothesis: y\ninject: {at: moon}\n", "name: x\nwhat: y\n"]
+)
+def test_an_experiment_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises((msgspec.ValidationError, msgspec.DecodeError)):
+        read_experiment(path)
