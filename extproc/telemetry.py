@@ -72,6 +72,9 @@ class Telemetry:
         self.reloads = Counter(
             "signet_config_reloads", "Configuration reloads by outcome.", ("outcome",), registry=registry
         )
+        # Series that are there from the start: an alert on an increase does not see the first event of a new one.
+        for outcome in ("loaded", "refused"):
+            self.reloads.labels(outcome)
         self.problems = Gauge(
             "signet_problems",
             "Parts of the worker that are not well.",

