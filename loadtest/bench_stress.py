@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What breaker and policy cost per request, and the goodput of an app at twice its capacity, ours beside Envoy's filters.
+"""What breaker and policy cost per request, and the goodput of an app at twice its capacity beside Envoy's filters.
 
     python loadtest/bench_stress.py [--rounds 1] [--capacity 40] [--seconds 30] [--no-goodput] [--json]
 

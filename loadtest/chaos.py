@@ -73,6 +73,8 @@ def stack_settings(experiment: Experiment, folder: Path, ports: Ports, extra: Po
     control = folder / "app.json"
     control.write_text(json.dumps(WELL_APP | experiment.app))
     toml: dict[str, dict[str, Any]] = {"plan.breaker": dict(experiment.breaker)} if experiment.breaker else {}
+    if experiment.kms:
+        toml["kms"] = {"url": f"http://127.0.0.1:{extra.kms}"}
     return StackSettings(
         folder,
         ports,
@@ -80,6 +82,7 @@ def stack_settings(experiment: Experiment, folder: Path, ports: Ports, extra: Po
         app_command=("{python}", "{repository}/loadtest/tired_app.py", "--port", "{port}", "--control", str(control)),
         app_dial_port=extra.app,
         redis_dial_port=extra.redis if experiment.nonce_store == "redis" else None,
+        kms=experiment.kms,
         toml=toml,
         routes=(
             {
@@ -100,6 +103,7 @@ def running(experiment: Experiment, folder: Path) -> Iterator[tuple[Stack, Toxip
     with Toxiproxy(extra.admin, folder / "toxiproxy.log") as toxiproxy:
         toxiproxy.proxy("app_path", extra.app, ports.app)
         toxiproxy.proxy("redis_path", extra.redis, ports.redis)
+        toxiproxy.proxy("kms_path", extra.kms, ports.kms)
         with Stack(stack_settings(experiment, folder, ports, extra)) as stack:
             yield stack, toxiproxy
 
@@ -170,7 +174,7 @@ def sample(port: int, at_s: float) -> Sample | None:
 def inject(experiment: Experiment, stack: Stack, toxiproxy: Toxiproxy, folder: Path) -> None:
     """Break what the experiment breaks."""
     injection = experiment.inject
-    if injection.at in {"app_path", "redis_path"}:
+    if injection.at in {"app_path", "redis_path", "kms_path"}:
         toxiproxy.inject(injection.at, injection.kind, injection.attributes)
     elif injection.at == "app":
         (folder / "app.json").write_text(json.dumps(WELL_APP | experiment.app | injection.app))

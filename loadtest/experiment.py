@@ -25,9 +25,9 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is broken. `at`: a toxic before the app or Redis; `worker`: one is killed; `app`: the app itself."""
+    """What is broken. `at`: a toxic before app, Redis or key service; `worker`: one is killed; `app`: the app."""
 
-    at: Literal["app_path", "redis_path", "worker", "app", "none"]
+    at: Literal["app_path", "redis_path", "kms_path", "worker", "app", "none"]
     kind: str = ""
     attributes: dict[str, int] = {}
     app: dict[str, float] = {}
@@ -62,6 +62,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     after_s: Annotated[int, msgspec.Meta(ge=3, le=600)] = 20
     abort_below: float = 0.9
     nonce_store: Literal["sqlite", "redis"] = "sqlite"
+    kms: bool = False
     load: Load = Load()
     app: dict[str, float] = {}
     inject: Injection
