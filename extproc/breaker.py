@@ -39,8 +39,9 @@ class Seen:
     """What upstream did since the last tick: ordinary outcomes, and those of probes, apart.
 
     `failed`: no answer, or one of 5xx; `slow`: answered later than the plan's limit, whatever the status. `probes` were
-    told of; how many were sent is for the budget alone. The last three are for `extproc.crowd_limit`: `took_ms`, the
-    app's time of all ordinary outcomes; every request that was `admitted`, and every one that `ended`.
+    told of; how many were sent, and how many of these went nowhere (`probes_void`), is for the budget alone. Three are
+    for `extproc.crowd_limit`: `took_ms`, the app's time of all ordinary outcomes; every request that was `admitted`,
+    and every one that `ended`.
     """
 
     samples: int = 0
@@ -52,6 +53,7 @@ class Seen:
     took_ms: int = 0
     admitted: int = 0
     ended: int = 0
+    probes_void: int = 0
 
 
 @dataclass(frozen=True, slots=True)

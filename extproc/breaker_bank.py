@@ -164,13 +164,29 @@ class BreakerBank:
 
     def _may_probe(self, number: int) -> bool:
         totals = self._signals.totals(number)
-        return self._breakers[number].probes.may_send(totals.probes_sent, totals.probes)
+        return self._breakers[number].probes.may_send(_tried(totals), totals.probes)
+
+    def withdrawn(self, route: str, *, probe_epoch: int | None) -> None:
+        """Hear that a request that was let on here goes nowhere after all: it says nothing about the app.
+
+        `probe_epoch`: as for `ended`.
+        """
+        number = self._numbers.get(route)
+        if number is not None:
+            self._signals.add(number, self._void(number, probe_epoch))
+
+    def _void(self, number: int, probe_epoch: int | None) -> Seen:
+        """Give a probe back: clients must not be able to use the probes up, or to have them taken for lost."""
+        of_this_phase = probe_epoch is not None and probe_epoch == self._breakers[number].state.epoch
+        return Seen(ended=1, probes_void=int(of_this_phase))
 
     def ended(
         self, route: str, status: int | None, app_us: int | None, flags: Sequence[str], *, probe_epoch: int | None
     ) -> None:
         """Hear how one allowed request ended.
 
+        `status`: of the app's answer, None without one: what the edge answers in its stead is no word of the app, and
+        that it was never asked may be the client's doing.
         `app_us`: how long the app took to begin its answer, or has been taking when the client gave up; None where it
         never had the whole request. `probe_epoch`: of which half-open phase it was a probe; None if it was none.
         """
@@ -180,9 +196,8 @@ class BreakerBank:
         breaker = self._breakers[number]
         failed = (status is not None and status >= 500) or not UPSTREAM_FAILURE_FLAGS.isdisjoint(flags)
         slow = app_us is not None and app_us >= self._plan.slow_ms * 1000
-        if not failed and not slow and not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags):
-            # It says nothing about the app; a probe that ends so is taken for lost when its time is up.
-            seen = Seen(ended=1)
+        if not failed and not slow and (status is None or not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags)):
+            seen = self._void(number, probe_epoch)
         elif probe_epoch is None:
             took_ms = min(MAX_TOOK_MS, (app_us or 0) // 1000)
             seen = Seen(samples=1, failed=int(failed), slow=int(slow), took_ms=took_ms, ended=1)
@@ -201,14 +216,14 @@ class BreakerBank:
             before = breaker.state
             if before.phase is Phase.HALF_OPEN:
                 # Every worker sees the same sums and comes to the same number: this one is not told to the others.
-                lost = breaker.probes.lost(totals.probes_sent, totals.probes, now_ms)
+                lost = breaker.probes.lost(_tried(totals), totals.probes, now_ms)
                 seen = replace(seen, probes=seen.probes + lost, probes_failed=seen.probes_failed + lost)
             state = advance(before, seen, now_ms, self._plan)
             for theirs in self._signals.states(number):
                 state = _adopt(state, theirs)
             breaker.state = state
             if state.phase is Phase.HALF_OPEN and before.phase is not Phase.HALF_OPEN:
-                breaker.probes.begin(totals.probes_sent, totals.probes, now_ms)
+                breaker.probes.begin(_tried(totals), totals.probes, now_ms)
             breaker.relaxing = is_relaxing(state, self._plan, was=breaker.relaxing)
             breaker.crowd.tick(totals, now_ms)
             if state.phase is Phase.CLOSED and before.phase is not Phase.CLOSED:
@@ -251,7 +266,13 @@ def _plus(one: Seen, other: Seen) -> Seen:
         one.took_ms + other.took_ms,
         one.admitted + other.admitted,
         one.ended + other.ended,
+        one.probes_void + other.probes_void,
     )
+
+
+def _tried(totals: Seen) -> int:
+    """Give how many probes were sent that may tell something."""
+    return totals.probes_sent - totals.probes_void
 
 
 def _since(before: Seen, now: Seen) -> Seen:

@@ -41,7 +41,10 @@ ALLOWING = frozenset({Reason.ALLOWED, Reason.BODY_PENDING, Reason.UNGUARDED})
 
 @dataclass(slots=True)
 class Passage:
-    """How far one request has come; lives as long as its call. `spent`: its challenge is spent, by it alone."""
+    """How far one request has come; lives as long as its call.
+
+    `spent`: its challenge is spent, by it alone. `goes_on`: to the app, by its own decision and no earlier one's.
+    """
 
     request: EdgeRequest
     rules: Rules
@@ -51,6 +54,7 @@ class Passage:
     spent: bool = False
     asked: PolicyInput | None = None
     retry_after_s: int | None = None
+    goes_on: bool = False
 
     @property
     def route_name(self) -> str | None:

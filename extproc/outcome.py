@@ -54,13 +54,14 @@ class Outcome:
 
     `ended_ms`: by the edge's clock. `app_us`: from the moment when the app had the whole request to the first byte of
     its answer, or to the end when none came; None where it never had the whole request. So neither a slow upload nor a
-    slow reader makes an app look slow.
+    slow reader makes an app look slow. `answered`: the status is the app's, not the edge's in its stead.
     """
 
     decision_id: ReceiptId
     facts: OutcomeFacts
     ended_ms: int
     app_us: int | None = None
+    answered: bool = False
 
 
 def decode_entry(entry: HTTPAccessLogEntry) -> Outcome | Skipped:
@@ -86,7 +87,9 @@ def decode_entry(entry: HTTPAccessLogEntry) -> Outcome | Skipped:
     if status is not None and not 100 <= status <= 599:
         status = None
         flags.append(STATUS_OUT_OF_RANGE)
-    return Outcome(ReceiptId(receipt), OutcomeFacts(status, duration_us, tuple(flags)), ended_ms, _app_us(common))
+    facts = OutcomeFacts(status, duration_us, tuple(flags))
+    answered = common.HasField("time_to_first_upstream_rx_byte")
+    return Outcome(ReceiptId(receipt), facts, ended_ms, _app_us(common), answered)
 
 
 def outcome_key(decision_id: ReceiptId) -> bytes:

@@ -50,8 +50,8 @@ class OutcomeObserver(Protocol):
     ) -> None:
         """Hear of one allowed request's end, once, after its receipt is durable. Must neither block nor raise.
 
-        `route` and `probe_epoch` (`extproc.breaker_bank`): from the decision's receipt. `status`: None when no answer
-        reached the client. `app_us`: as `Outcome` has it. `flags`: Envoy's response flags, by their names in
+        `route` and `probe_epoch` (`extproc.breaker_bank`): from the decision's receipt. `status`: the app's, None when
+        it gave none. `app_us`: as `Outcome` has it. `flags`: Envoy's response flags, by their names in
         `envoy.data.accesslog.v3.ResponseFlags`.
         """
 
@@ -274,6 +274,6 @@ class OutcomeRecorder:
         self._telemetry.written.inc()
         self._telemetry.delay_seconds.observe(max(0, self._clock_ms() - outcome.ended_ms) / 1000)
         facts = outcome.facts
-        self._observer.ended(
-            decision.route, facts.status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch
-        )
+        # A body that ext_proc refuses with 503, say for want of room, is not the app's failure.
+        status = facts.status if outcome.answered else None
+        self._observer.ended(decision.route, status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch)

@@ -21,11 +21,12 @@ import msgspec
 
 from extproc.body_step import check_body, order_body
 from extproc.challenge import RANDOM_BYTES, issue_several
-from extproc.decision import Answer, Passage, decision_draft, policy_input
+from extproc.decision import ALLOWING, Answer, Passage, decision_draft, policy_input
 from extproc.errors import BreakerOpen, Overloaded, QuotaExceeded
 from extproc.evidence import sends_ahead
 from extproc.header_budget import grants_relax, statically_engaged
 from extproc.nonce_store import SpendResult
+from extproc.stress_action import Action
 from extproc.verifier import VerifiedRequest, admit, check_limits, verify
 from pch import errors
 from pch.reasons import Reason
@@ -94,10 +95,17 @@ class Pipeline:
                 return self._answer(passage, reason, None)
             return await self._record(passage, reason)
         finally:
+            self._withdraw(passage)
             self._in_flight -= 1
             parts.telemetry.in_flight.dec()
             if request.binding is not None:
                 parts.supply.end(request.binding)
+
+    def _withdraw(self, passage: Passage) -> None:
+        """Tell the breaker of a request that it let on and that was refused later, or told of before: none will end."""
+        stress = None if passage.asked is None else passage.asked.stress
+        if stress is not None and stress.action != Action.THROTTLE and passage.admitted and not passage.goes_on:
+            self._parts.stress.withdrawn(passage.admitted.route.name, stress)
 
     async def _decide(self, passage: Passage) -> Reason:
         try:
@@ -212,6 +220,7 @@ class Pipeline:
     def _answer(self, passage: Passage, reason: Reason, stored: StoredReceipt | None) -> Answer:
         """Put the answer together (step 13), with fresh challenges for the connection."""
         order = None
+        passage.goes_on = reason in ALLOWING and stored is not None and not stored.duplicate
         if passage.verified is not None and stored is not None and _needs_order(passage.verified, reason):
             order = order_body(passage.verified, stored.id)
         self._parts.telemetry.decided(passage.route_name, reason)

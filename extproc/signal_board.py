@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_WORKERS: Final = 64
 MAX_ROUTES: Final = 1_024
-_COUNTERS: Final = 9
+_COUNTERS: Final = 10
 _STATE_WORDS: Final = 6
 _ROW_WORDS: Final = _COUNTERS + 1 + _STATE_WORDS
 _WORD_BYTES: Final = 8
@@ -61,7 +61,7 @@ class SignalBoard:
         """Add to this worker's counters of one route."""
         start = self._row(self._index, route)
         counts = (seen.samples, seen.failed, seen.slow, seen.probes, seen.probes_failed, seen.probes_sent)
-        for offset, value in enumerate((*counts, seen.took_ms, seen.admitted, seen.ended)):
+        for offset, value in enumerate((*counts, seen.took_ms, seen.admitted, seen.ended, seen.probes_void)):
             if value:
                 self._words[start + offset] += value
 
@@ -73,8 +73,9 @@ class SignalBoard:
             for offset in range(_COUNTERS):
                 sums[offset] += self._words[start + offset]
         # A probe is counted before its failure, and read the other way round it would look impossible.
-        samples, failed, slow, probes, probes_failed, sent, *crowd = sums
-        return Seen(samples, min(failed, samples), min(slow, samples), probes, min(probes_failed, probes), sent, *crowd)
+        samples, failed, slow, probes, probes_failed, sent, *others = sums
+        failed, slow, probes_failed = min(failed, samples), min(slow, samples), min(probes_failed, probes)
+        return Seen(samples, failed, slow, probes, probes_failed, sent, *others)
 
     def tell(self, route: int, state: BreakerState) -> None:
         """Write this worker's view of one breaker."""

@@ -160,6 +160,10 @@ class StressDesk:
             raise BreakerOpen("the app is not well, or has all that it can finish", _facts(done), retry_after_s)
         return _facts(done)
 
+    def withdrawn(self, route: str, stress: StressFacts) -> None:
+        """Hear that a request that was admitted with `stress` goes nowhere: refused later on, or given up."""
+        self._bank.withdrawn(route, probe_epoch=stress.epoch if stress.action == Action.PROBE else None)
+
     def ended(
         self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
     ) -> None:

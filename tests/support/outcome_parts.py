@@ -124,5 +124,7 @@ class OutcomeParts:
                 await asyncio.sleep(0.001)
 
 
-def end_of(decision: ReceiptId, status: int | None = 200, flags: tuple[str, ...] = ()) -> Outcome:
-    return Outcome(decision, OutcomeFacts(status, 1500, flags), NOW_MS, 900)
+def end_of(
+    decision: ReceiptId, status: int | None = 200, flags: tuple[str, ...] = (), *, answered: bool = True
+) -> Outcome:
+    return Outcome(decision, OutcomeFacts(status, 1500, flags), NOW_MS, 900, answered)

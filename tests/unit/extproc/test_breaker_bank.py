@@ -105,6 +105,16 @@ def test_each_flag_of_an_upstream_failure_counts(host: Host, flag: str) -> None:
     assert host.phases() == [Phase.OPEN, Phase.OPEN]
 
 
+def test_what_the_app_was_never_asked_is_no_sign_of_its_health(host: Host) -> None:
+    for _ in range(10):
+        for _ in range(6):
+            host.banks[0].ended("a", 503, 10, (), probe_epoch=None)
+        for _ in range(60):
+            host.banks[1].ended("a", None, None, (), probe_epoch=None)
+        host.tick(50)
+    assert host.phases() == [Phase.OPEN, Phase.OPEN]
+
+
 def to_half_open(host: Host) -> int:
     host.trip()
     host.tick(1_000)
@@ -120,6 +130,38 @@ def test_probes_that_two_workers_send_close_it_together(host: Host) -> None:
             bank.ended("a", 200, 10, (), probe_epoch=epoch)
     host.tick()
     assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
+
+
+@pytest.mark.parametrize("flags", [(), ("downstream_remote_reset",), ("downstream_connection_termination",)])
+@pytest.mark.parametrize("hearer", [0, 1])
+def test_probes_that_clients_give_up_neither_open_it_nor_use_the_probes_up(
+    host: Host, flags: tuple[str, ...], hearer: int
+) -> None:
+    epoch = to_half_open(host)
+    for _ in range(50):
+        assert host.banks[0].choose("a", "s", host.now_ms).action is Action.PROBE
+        host.banks[hearer].ended("a", None, None, flags, probe_epoch=epoch)
+    host.tick(PLAN.probe_timeout_ms + 100)
+    host.tick(PLAN.probe_timeout_ms + 100)
+    assert host.phases() == [Phase.HALF_OPEN, Phase.HALF_OPEN]
+    for _ in range(PLAN.probes_needed):
+        assert host.banks[1].choose("a", "s", host.now_ms).action is Action.PROBE
+        host.banks[hearer].ended("a", 200, 10, (), probe_epoch=epoch)
+    host.tick()
+    assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
+
+
+def test_probes_of_another_phase_and_routes_that_are_not_there_give_nothing_back(host: Host) -> None:
+    epoch = to_half_open(host)
+    bank = host.banks[0]
+    for _ in range(PLAN.max_probes_in_flight):
+        assert bank.choose("a", "s", host.now_ms).action is Action.PROBE
+    bank.withdrawn("a", probe_epoch=epoch - 1)
+    bank.withdrawn("a", probe_epoch=None)
+    bank.withdrawn("elsewhere", probe_epoch=epoch)
+    assert bank.choose("a", "s", host.now_ms).action is not Action.PROBE
+    bank.withdrawn("a", probe_epoch=epoch)
+    assert bank.choose("a", "s", host.now_ms).action is Action.PROBE
 
 
 def test_probes_that_fail_open_it_again_for_twice_as_long(host: Host) -> None:

@@ -71,6 +71,19 @@ def test_the_apps_time_leaves_out_what_the_client_took(times_us: dict[str, int],
     assert outcome(timed(**times_us)).app_us == app_us
 
 
+@pytest.mark.parametrize(
+    ("times_us", "answered"),
+    [
+        ({}, False),
+        ({"time_to_last_upstream_tx_byte": 400}, False),
+        ({"time_to_first_upstream_rx_byte": 1_300}, True),
+    ],
+    ids=["never asked", "no answer", "answered"],
+)
+def test_an_answer_is_the_apps_when_something_of_it_came(times_us: dict[str, int], answered: bool) -> None:
+    assert outcome(timed(**times_us)).answered is answered
+
+
 def set_type(name: str) -> Change:
     return lambda entry: setattr(entry.common_properties, "access_log_type", AccessLogType.Value(name))
 

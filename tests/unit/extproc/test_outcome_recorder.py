@@ -57,6 +57,18 @@ async def test_outcome_refers_to_its_decision_and_shares_its_trace(parts: Outcom
     assert parts.registry.get_sample_value("signet_outcome_delay_seconds_sum") == 0.04
 
 
+@pytest.mark.parametrize(("answered", "heard"), [(True, 503), (False, None)])
+async def test_what_the_edge_answers_is_in_the_receipt_and_is_no_word_of_the_app(
+    parts: OutcomeParts, answered: bool, heard: int | None
+) -> None:
+    decision = await parts.decide()
+    parts.recorder.take(end_of(decision, 503, answered=answered))
+    await parts.settled()
+    (receipt,) = outcomes(parts)
+    assert receipt.outcome.status == 503
+    assert [end[1] for end in parts.heard.ends] == [heard]
+
+
 @pytest.mark.parametrize(
     ("stress", "probe_epoch"),
     [
