@@ -3,7 +3,9 @@
 Two credits grow with every arrival, by the floor's share each. The first is spent whenever it holds a whole request,
 on whoever comes: so of any n arrivals in a row at least ⌊n · share⌋ pass, exactly, whatever anyone sends. The second
 is spent only on subjects that had less than an equal part of what passed in the window: so nobody who floods can keep
-the others out. No more than 2 · n · share + 2 pass. No randomness: the same arrivals always give the same answers.
+the others out. One whole request of it is kept for subjects of class high, who spend it whatever they had before, and
+class low spends none of it. No more than 2 · n · share + 4 pass. No randomness: the same arrivals always give the same
+answers.
 """
 
 from __future__ import annotations
@@ -11,11 +13,15 @@ from __future__ import annotations
 import collections
 from typing import Final
 
+from extproc.priority import Priority
+
 WINDOW_SLOTS: Final = 10
 MAX_SUBJECTS_PER_SLOT: Final = 10_000
 """Subjects counted in one slot; those beyond it share one count, so that memory is bounded."""
 _SHARE_UNIT: Final = 1_000_000
 _OTHERS: Final = ""
+_KEPT: Final = _SHARE_UNIT
+"""Of the second credit, for class high alone."""
 
 
 class AdmissionFloor:
@@ -31,20 +37,20 @@ class AdmissionFloor:
         self._share = round(share * _SHARE_UNIT)
         self._slot_ms = window_ms // WINDOW_SLOTS
         self._due = 0
-        self._fair = 0
+        self._fair = _KEPT if self._share else 0
         self._slots: collections.deque[tuple[int, collections.Counter[str]]] = collections.deque(maxlen=WINDOW_SLOTS)
         self._passed: collections.Counter[str] = collections.Counter()
         self._total = 0
 
-    def admit(self, subject: str, now_ms: int) -> bool:
+    def admit(self, subject: str, now_ms: int, priority: Priority = Priority.NORMAL) -> bool:
         """Tell whether this arrival of `subject` passes."""
         self._forget(now_ms)
         counted = self._name(subject)
         self._due += self._share
-        self._fair = min(self._fair + self._share, 2 * _SHARE_UNIT)
+        self._fair = min(self._fair + self._share, _KEPT + 2 * _SHARE_UNIT) if self._share else 0
         if self._due >= _SHARE_UNIT:
             self._due -= _SHARE_UNIT
-        elif self._fair >= _SHARE_UNIT and self._is_behind(counted):
+        elif self._may_spend(priority, counted):
             self._fair -= _SHARE_UNIT
         else:
             self._passed.setdefault(counted, 0)
@@ -54,6 +60,15 @@ class AdmissionFloor:
         self._passed[counted] += 1
         self._slots[-1][1][counted] += 1
         return True
+
+    def _may_spend(self, priority: Priority, subject: str) -> bool:
+        match priority:
+            case Priority.HIGH:
+                return self._fair >= _SHARE_UNIT
+            case Priority.NORMAL:
+                return self._fair >= _KEPT + _SHARE_UNIT and self._is_behind(subject)
+            case Priority.LOW:
+                return False
 
     def _is_behind(self, subject: str) -> bool:
         """Tell whether `subject` had less than an equal part of what passed in the window."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from extproc.admission_floor import AdmissionFloor
 from extproc.breaker import BreakerState, Phase, Seen, advance, newer
 from extproc.crowd_limit import CrowdLimit
+from extproc.priority import Priority
 from extproc.probe_budget import ProbeBudget
 from extproc.stress_action import Action, StressAction, choose, is_relaxing
 
@@ -134,7 +135,14 @@ class BreakerBank:
         return number is not None and self._breakers[number].relaxing
 
     def choose(
-        self, route: str, subject: str, now_ms: int, *, floor_share: float = 0.0, may_fall_back: bool = False
+        self,
+        route: str,
+        subject: str,
+        now_ms: int,
+        *,
+        floor_share: float = 0.0,
+        may_fall_back: bool = False,
+        priority: Priority = Priority.NORMAL,
     ) -> StressAction:
         """Choose what is done with one verified request. `floor_share`: policy's; the plan's own is the least."""
         number = self._numbers.get(route)
@@ -153,6 +161,7 @@ class BreakerBank:
             may_fall_back=may_fall_back,
             relaxing=breaker.relaxing,
             crowd_limit=self._reached(number),
+            priority=priority,
         )
         if done.passes:
             self._signals.add(number, Seen(admitted=1, probes_sent=int(done.action is Action.PROBE)))

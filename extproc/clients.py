@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from extproc.config import load_config
 from extproc.file_watch import FileRefusedError, locked, read_file, replace, write_new
 from extproc.keyring import KeyEntry, KeyringError, parse_keyring, parse_time, read_keyring
+from extproc.priority import Priority
 from extproc.subject import check_subject
 from pch.keys import KeyFormatError, jwks_members, public_key_from_jwk, thumbprint
 
@@ -52,6 +53,12 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--partner",
         metavar="KEY_ID",
         help="--partner=ID: registered key of the subject that this one is half of a hybrid with",
+    )
+    add.add_argument(
+        "--class",
+        dest="priority",
+        choices=[str(each) for each in Priority],
+        help="who goes on where not everyone can; default: that of the subject's keys, or normal",
     )
     add.add_argument("--not-before", help="first moment it is valid, RFC 3339 in UTC")
     add.add_argument("--not-after", help="first moment it is not valid any more, RFC 3339 in UTC")
@@ -108,6 +115,7 @@ def _add(args: argparse.Namespace, path: Path) -> str:
             if registered is not None:
                 state = "revoked" if registered.revoked else "registered"
                 raise ClientsError(f"the key {key_id} is already {state}, for {registered.subject}")
+        _classify(entries, args, new)
         if args.partner is not None:
             _pair(items, entries, args.partner, new)
         _store(path, [*items, *new.values()])
@@ -124,6 +132,16 @@ def _new_item(args: argparse.Namespace, jwk: Mapping[str, object]) -> dict[str, 
         "status": "active",
         "partner": None,
     }
+
+
+def _classify(entries: dict[str, KeyEntry], args: argparse.Namespace, new: dict[KeyId, dict[str, Any]]) -> None:
+    """Give new keys the class of their subject, which is the same for all of its keys."""
+    known = next((entry.priority for entry in entries.values() if entry.subject == args.subject), None)
+    wanted = args.priority or known or Priority.NORMAL
+    if known is not None and known != wanted:
+        raise ClientsError(f"--class: {args.subject} is registered with the class {known}")
+    for item in new.values():
+        item["class"] = str(wanted)
 
 
 def _pair(
@@ -155,6 +173,7 @@ def _list(args: argparse.Namespace, path: Path) -> str:
             "not_after": item.get("not_after"),
             "status": item["status"],
             "partner": entry.partner,
+            "class": str(entry.priority),
         }
         for item, entry in zip(items, entries.values(), strict=True)
     ]
@@ -163,6 +182,7 @@ def _list(args: argparse.Namespace, path: Path) -> str:
     return "".join(
         f"{row['key_id']}  {row['status']:7}  {row['alg']:17}  {row['subject']}"
         f"  {row['not_before'] or '-'} .. {row['not_after'] or '-'}"
+        f"{'' if row['class'] == Priority.NORMAL else '  class ' + row['class']}"
         f"{'  with ' + row['partner'] if row['partner'] else ''}\n"
         for row in rows
     )

@@ -27,6 +27,12 @@ class FilterSection:
     max_age_s: int = field(default=60, metadata=rule(Number(1, 3600, "seconds")))
     clock_skew_s: int = field(default=2, metadata=rule(Number(0, 2, "seconds; PCH §3 tolerates 2")))
     max_inflight_requests: int = field(default=1024, metadata=rule(Number(1, 65_536, "requests per worker")))
+    normal_inflight_percent: int = field(
+        default=80, metadata=rule(Number(1, 100, "percent of max_inflight_requests up to which class normal goes on"))
+    )
+    low_inflight_percent: int = field(
+        default=50, metadata=rule(Number(1, 100, "percent of max_inflight_requests up to which class low goes on"))
+    )
     drain_timeout_s: int = field(default=10, metadata=rule(Number(1, 300, "seconds")))
     retry_after_s: int = field(default=1, metadata=rule(Number(1, 3600, "seconds")))
     max_header_bytes: int = field(default=49_152, metadata=rule(Number(1024, 49_152, "bytes; PCH §6 caps it at 49152")))

@@ -27,6 +27,9 @@ QUEUE: Final = 2.0
 TARGET_OVER_USUAL: Final = 1.5
 USUAL_CONSTANT_MS: Final = 5_000
 """How slowly the app's usual time follows what is seen while as much goes as comes."""
+SHORT: Final = 0.5
+"""Below this part of the target nobody waits in a queue."""
+SLACK: Final = 1.5
 CALM_MS: Final = 1_000
 """How long less than nine tenths of the limit must be enough before it is lifted."""
 HELPLESS_MS: Final = 2_000
@@ -45,7 +48,7 @@ class CrowdLimit:
         self._crowd_ms, self._slow_ms = crowd_ms, slow_ms
         self._window: collections.deque[tuple[int, Seen]] = collections.deque()
         self._usual_ms: float | None = None
-        self._lost = 0
+        self._base = self._lost = 0
         self._limit: int | None = None
         self._not_before_ms = self._calm_since_ms = self._useful_ms = 0
 
@@ -69,7 +72,7 @@ class CrowdLimit:
             totals.admitted < self._window[-1][1].admitted or totals.ended < self._window[-1][1].ended
         ):
             self._window.clear()
-            self._lost = totals.admitted - totals.ended
+            self._base, self._lost = totals.admitted - totals.ended, 0
         self._window.append((now_ms, totals))
         while len(self._window) > 1 and self._window[1][0] <= now_ms - WINDOW_MS:
             self._window.popleft()
@@ -78,16 +81,19 @@ class CrowdLimit:
             return
         admitted, ended = totals.admitted - before.admitted, totals.ended - before.ended
         told = totals.samples - before.samples
-        mean_ms = (totals.took_ms - before.took_ms) / told if told >= MIN_TOLD else None
+        # More ended than was admitted: the account began amid requests, or took some for lost.
+        self._base += min(0, self._out(totals))
+        mean_ms = (totals.took_ms - before.took_ms) / told if told > 0 else 0.0
         target_ms = self._target_ms()
         enough = max(MIN_LIMIT, math.ceil(ended * target_ms / span_ms))
-        is_late = mean_ms is not None and mean_ms >= target_ms
-        self._forget_lost(totals, enough, mean_ms, target_ms)
+        is_late = told >= MIN_TOLD and mean_ms >= target_ms
+        if told > 0 and (self._limit is not None or admitted <= ended):
+            self._reckon(totals, ended * mean_ms / span_ms, mean_ms / target_ms)
         if self._limit is not None:
             self._steer(enough, self._out(totals), now_ms, is_late=is_late)
         elif is_late and now_ms >= self._not_before_ms and self._grows(totals, admitted, ended, enough):
             self.begin(now_ms, enough)
-        elif mean_ms is not None and admitted <= ended:
+        elif told >= MIN_TOLD and admitted <= ended:
             self._learn(mean_ms, now_ms - self._window[-2][0])
 
     def _target_ms(self) -> float:
@@ -102,12 +108,14 @@ class CrowdLimit:
         usual_ms = mean_ms if self._usual_ms is None else self._usual_ms
         self._usual_ms = usual_ms + min(1.0, passed_ms / USUAL_CONSTANT_MS) * (mean_ms - usual_ms)
 
-    def _forget_lost(self, totals: Seen, enough: int, mean_ms: float | None, target_ms: float) -> None:
-        """Correct the account: an end may never be told, and then counts as out for ever."""
-        if mean_ms is not None and 2 * mean_ms < target_ms:
-            # No one waits long, so no more than this can be out.
-            self._lost += max(0, self._out(totals) - enough)
-        self._lost = min(self._lost, totals.admitted - totals.ended)
+    def _reckon(self, totals: Seen, little: float, lateness: float) -> None:
+        """Correct the account by Little's law: an end that is never told would count as out for ever."""
+        out = self._out(totals)
+        if lateness < SHORT:
+            self._lost += max(0, out - math.ceil(SLACK * little) - 1)
+        elif lateness >= 1.0:
+            # So many are out indeed; what was taken for lost was not.
+            self._lost -= min(self._lost, max(0, int(little / SLACK) - out))
 
     def _steer(self, enough: int, out: int, now_ms: int, *, is_late: bool) -> None:
         self._limit = enough
@@ -121,4 +129,4 @@ class CrowdLimit:
             self._limit = None
 
     def _out(self, totals: Seen) -> int:
-        return totals.admitted - totals.ended - self._lost
+        return totals.admitted - totals.ended - self._base - self._lost

@@ -11,6 +11,9 @@ be told from an unknown one.
 
 The two keys of a hybrid (PCH §3) name each other by their ids in a further member, `partner`. They are of one
 subject, one classical and one ML-DSA, in a combination that PCH has; anything less refuses the file.
+
+A member `class`, `high`, `normal` or `low`, says who goes on where not everyone can (docs/reference/breaker.md §8). It
+is the subject's: all of its keys have the same.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from extproc.errors import ServerFault
 from extproc.file_watch import FileRefusedError, identity_of, read_file, unchanged
+from extproc.priority import Priority
 from extproc.subject import Subject, check_subject
 from pch.algorithms import ALGORITHMS, HYBRIDS, KeyId, hybrid_name
 from pch.errors import UnknownKey
@@ -45,7 +49,7 @@ MAX_FILE_BYTES: Final = 64 << 20
 OTHERS_WRITE: Final = 0o002
 """Whoever may write the keyring may register keys."""
 
-_MEMBERS: Final = frozenset({"subject", "jwk", "not_before", "not_after", "status", "partner"})
+_MEMBERS: Final = frozenset({"subject", "jwk", "not_before", "not_after", "status", "partner", "class"})
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
 
 
@@ -58,7 +62,7 @@ class KeyEntry:
     """One registered key.
 
     `not_before_ms`: the first valid millisecond. `not_after_ms`: the first invalid one. `partner`: the id of the key
-    that it is half of a hybrid with; that key names this one.
+    that it is half of a hybrid with; that key names this one. `priority`: the subject's class.
     """
 
     key_id: KeyId
@@ -68,6 +72,7 @@ class KeyEntry:
     not_after_ms: int | None
     revoked: bool
     partner: KeyId | None = None
+    priority: Priority = Priority.NORMAL
 
     def check_dates(self, now_ms: int) -> None:
         """Check that the key is within its dates, PCH §4 step 4. Raises `UnknownKey`."""
@@ -126,7 +131,10 @@ def parse_keyring(
         if entry.key_id in entries:
             raise KeyringError(f"entry {number}: the key is there twice")
         entries[entry.key_id] = entry
+    classes: dict[Subject, Priority] = {}
     for number, entry in enumerate(entries.values(), 1):
+        if classes.setdefault(entry.subject, entry.priority) is not entry.priority:
+            raise KeyringError(f"entry {number}: its class is another than that of its subject's earlier keys")
         if entry.partner is not None:
             _check_partner(number, entry, entries.get(entry.partner))
     return Keyring(MappingProxyType(entries), decoded)
@@ -236,10 +244,13 @@ def _entry(number: int, item: object, decoder: _Decoder) -> KeyEntry:
     partner = item.get("partner")
     if partner is not None and not isinstance(partner, str):
         raise KeyringError(f"entry {number}: partner must be a key id")
+    if item.get("class", Priority.NORMAL) not in list(Priority):
+        raise KeyringError(f"entry {number}: class must be high, normal or low")
+    priority = Priority(item.get("class", Priority.NORMAL))
     key_id, public_key = decoder.key(number, jwk)
     revoked = item["status"] == "revoked"
     half_of = None if partner is None else KeyId(partner)
-    return KeyEntry(key_id, subject, public_key, not_before_ms, not_after_ms, revoked, half_of)
+    return KeyEntry(key_id, subject, public_key, not_before_ms, not_after_ms, revoked, half_of, priority)
 
 
 def _check_partner(number: int, entry: KeyEntry, partner: KeyEntry | None) -> None:

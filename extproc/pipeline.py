@@ -26,6 +26,7 @@ from extproc.errors import BreakerOpen, Overloaded, QuotaExceeded
 from extproc.evidence import sends_ahead
 from extproc.header_budget import grants_relax, statically_engaged
 from extproc.nonce_store import SpendResult
+from extproc.priority import in_flight_bound
 from extproc.stress_action import Action
 from extproc.verifier import VerifiedRequest, admit, check_limits, verify
 from pch import errors
@@ -141,6 +142,7 @@ class Pipeline:
             may_fall_back=parts.stress.may_fall_back(admitted.route),
         )
         passage.verified = verified
+        self._check_class(verified, rules)
         parts.telemetry.proved([each.proof.algorithm for each in verified.signatures], fell_back=verified.fell_back)
         # 9
         await self._spend(verified, passage.now_ms)
@@ -155,6 +157,11 @@ class Pipeline:
     def _check_in_flight(self, rules: Rules) -> None:
         if self._in_flight > rules.config.filter.max_inflight_requests:
             raise Overloaded("too many requests in flight")
+
+    def _check_class(self, verified: VerifiedRequest, rules: Rules) -> None:
+        """Keep room for the higher classes; the challenge is not spent yet, so the same proof may be sent again."""
+        if self._in_flight > in_flight_bound(verified.key.priority, rules.config.filter):
+            raise Overloaded("too many requests in flight for the subject's class")
 
     async def _spend(self, verified: VerifiedRequest, now_ms: int) -> None:
         """Spend the challenge, once across all workers. A retried Check passes: it gets the stored receipt at 12."""
@@ -182,7 +189,12 @@ class Pipeline:
         facts: StressFacts | None = None
         try:
             facts = self._parts.stress.admit(
-                route, subject, verdict, fell_back=verified.fell_back, now_ms=passage.now_ms
+                route,
+                subject,
+                verdict,
+                fell_back=verified.fell_back,
+                now_ms=passage.now_ms,
+                priority=verified.key.priority,
             )
         except BreakerOpen as refusal:
             facts, passage.retry_after_s = refusal.facts, refusal.retry_after_s

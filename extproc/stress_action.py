@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from extproc.breaker import BreakerState, Phase
+from extproc.priority import Priority
 
 if TYPE_CHECKING:
     from extproc.admission_floor import AdmissionFloor
@@ -54,6 +55,7 @@ def choose(
     may_fall_back: bool,
     relaxing: bool,
     crowd_limit: int | None = None,
+    priority: Priority = Priority.NORMAL,
 ) -> StressAction:
     """Choose for one request of `subject`.
 
@@ -62,11 +64,11 @@ def choose(
     finish in time, when it has them all; then the floor is what passes, as while it is open.
     """
     if state.phase is Phase.CLOSED:
-        passes = crowd_limit is None or floor.admit(subject, now_ms)
+        passes = crowd_limit is None or floor.admit(subject, now_ms, priority)
         action = Action.THROTTLE if not passes else Action.RELAX_HEADER_BUDGET if relaxing else Action.ATTEMPT
     elif state.phase is Phase.HALF_OPEN and may_probe:
         action = Action.PROBE
-    elif floor.admit(subject, now_ms):
+    elif floor.admit(subject, now_ms, priority):
         action = Action.FALLBACK_CLASSIC if may_fall_back else Action.ATTEMPT
     else:
         action = Action.THROTTLE

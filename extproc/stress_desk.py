@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from extproc.breaker import Phase
 from extproc.breaker_bank import BreakerBank, OwnSignals, Signals
 from extproc.errors import BreakerOpen
+from extproc.priority import Priority
 from extproc.quota import Quota
 from extproc.signal_board import SignalBoard, SignalBoardError
 from extproc.stress_action import Action
@@ -141,7 +142,16 @@ class StressDesk:
         """Tell whether clients are to trim their headers now (the actuator; PCH §6)."""
         return self._bank.is_relaxing(route.name)
 
-    def admit(self, route: Route, subject: str, verdict: PolicyVerdict, *, fell_back: bool, now_ms: int) -> StressFacts:
+    def admit(
+        self,
+        route: Route,
+        subject: str,
+        verdict: PolicyVerdict,
+        *,
+        fell_back: bool,
+        now_ms: int,
+        priority: Priority = Priority.NORMAL,
+    ) -> StressFacts:
         """Admit one verified request that policy allows, and say what was done.
 
         Raises QuotaExceeded; BreakerOpen, whose `facts` say why.
@@ -153,7 +163,14 @@ class StressDesk:
             except Exception:
                 self._telemetry.quota_refusals.labels(route.name).inc()
                 raise
-        done = self._bank.choose(route.name, subject, now_ms, floor_share=verdict.floor_share, may_fall_back=fell_back)
+        done = self._bank.choose(
+            route.name,
+            subject,
+            now_ms,
+            floor_share=verdict.floor_share,
+            may_fall_back=fell_back,
+            priority=priority,
+        )
         self._telemetry.actions.labels(route.name, done.action).inc()
         if not done.passes:
             retry_after_s = self._plan.retry_after_s + self._random_below(self._plan.retry_jitter_s + 1)

@@ -163,6 +163,7 @@ def test_the_list_tells_keys_and_never_their_material(bench: Bench) -> None:
         "not_after": "2027-01-01T00:00:00Z",
         "status": "active",
         "partner": None,
+        "class": "normal",
     }
     assert PUBLIC["x"] not in json.dumps(listed)
 
@@ -263,3 +264,32 @@ def test_what_is_no_hybrid_is_refused_and_nothing_changes(
     assert status == 1
     assert message in said
     assert bench.keyring.read_bytes() == before
+
+
+def classes(bench: Bench) -> list[str]:
+    return [item.get("class") for item in bench.items()]
+
+
+def test_a_class_is_the_subjects_and_later_keys_take_it_over(bench: Bench) -> None:
+    assert bench.add(PUBLIC, "alice", "--class", "low")[0] == 0
+    assert bench.add(OTHER, "alice")[0] == 0
+    assert bench.add(PQ, "bob")[0] == 0
+    assert classes(bench) == ["low", "low", "normal"]
+    assert KeyringFile(bench.keyring).current.lookup(thumbprint(OTHER)).priority == "low"
+    listed = json.loads(bench.run("list", "--json")[1])
+    assert [row["class"] for row in listed] == ["low", "low", "normal"]
+    assert bench.run("list")[1].count("  class low\n") == 2
+
+
+def test_another_class_for_a_subject_that_has_one_is_refused(bench: Bench) -> None:
+    assert bench.add(PUBLIC, "alice")[0] == 0
+    before = bench.keyring.read_text()
+    status, said = bench.add(OTHER, "alice", "--class", "high")
+    assert (status, said) == (1, "clients add: --class: alice is registered with the class normal\n")
+    assert bench.keyring.read_text() == before
+
+
+def test_a_class_that_is_none_is_no_command(bench: Bench) -> None:
+    with pytest.raises(SystemExit):
+        bench.run("add", "--subject", "a", "--jwk", bench.jwk(PUBLIC), "--class", "highest")
+    bench.capsys.readouterr()

@@ -28,6 +28,7 @@ class App:
         self.bank = BreakerBank(self.plan, ["a"], OwnSignals(1), now_ms=self.now_ms)
         self.free_ms = [self.now_ms] * self.slots
         self.ending: list[tuple[int, int, int | None]] = []
+        self.took_ms: list[int] = []
         self.good = self.refused = self.late = self.opened = self.count = 0
 
     def run(self, per_s: float, seconds: float) -> None:
@@ -41,6 +42,7 @@ class App:
             while self.ending and self.ending[0][0] <= self.now_ms:
                 ended_ms, began_ms, probe = heapq.heappop(self.ending)
                 took_ms = ended_ms - began_ms
+                self.took_ms.append(took_ms)
                 self.bank.ended("a", 200, took_ms * 1000, (), probe_epoch=None if probe == -1 else probe)
                 self.good, self.late = self.good + (took_ms <= DEADLINE_MS), self.late + (took_ms > DEADLINE_MS)
             if self.now_ms % 100 == 0:
@@ -73,6 +75,8 @@ def test_an_app_asked_for_too_much_goes_on_at_its_capacity(slots: int, service_m
     # Five times as much at once fills the queue before anything is late: the breaker may open, once.
     assert app.good >= (0.93 if times < 5 else 0.83) * capacity * 40
     assert app.opened <= (times >= 5)
+    settled = sorted(app.took_ms[len(app.took_ms) // 2 :])
+    assert settled[len(settled) // 2] <= 1.5 * app.plan.crowd_ms
     # And as soon as less comes everyone passes again.
     app.run(0.5 * capacity, 5)
     app.refused = 0

@@ -600,7 +600,7 @@ async def test_nonce_store_that_fails_refuses_the_request(parts: FilterParts) ->
 async def test_more_than_admitted_in_flight_is_refused(parts: FilterParts, monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 
-    settings = dataclasses.replace(parts.config.filter, max_inflight_requests=4)
+    settings = dataclasses.replace(parts.config.filter, max_inflight_requests=5)
     parts.rules = dataclasses.replace(parts.rules, config=dataclasses.replace(parts.config, filter=settings))
     requests = [dataclasses.replace(signed(parts), stream_id=str(number)) for number in range(12)]
     answers = await asyncio.gather(*(parts.answer(request) for request in requests))
