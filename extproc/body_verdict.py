@@ -37,6 +37,7 @@ _KEY_DOMAIN: Final = b"signet body verdict v1\x00"
 
 
 class _Proof(msgspec.Struct, frozen=True):
+    subject: str
     content_sha256: str | None
 
 
@@ -60,6 +61,7 @@ class RecalledBody:
     request: RequestFacts
     route: str
     trace_id: str | None
+    subject: str
 
 
 _decoder: Final = msgspec.json.Decoder(_Decision)
@@ -101,7 +103,7 @@ class BodyVerdicts:
         except msgspec.MsgspecError as error:
             raise ForgedOrder("the order names no decision that let a request on") from error
         _check_fits(order, decision, method, target)
-        return RecalledBody(order, decision.request, decision.route, decision.trace_id)
+        return RecalledBody(order, decision.request, decision.route, decision.trace_id, decision.proof.subject)
 
     async def settle(self, body: RecalledBody, reason: Reason, finished: Finished | None = None) -> None:
         """Write the verdict; on return it is durable. Nothing to write when the decision left nothing pending.

@@ -9,7 +9,9 @@ without an error lets the rest through; so this service returns only after the l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import grpc
@@ -25,10 +27,9 @@ from pch.errors import OurFault, PchError
 from pch.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import TypeAlias
 
-    from extproc.body_order import BodyOrder
     from extproc.body_stream import Finished
     from extproc.body_telemetry import BodyTelemetry
     from extproc.body_verdict import BodyVerdicts, RecalledBody
@@ -42,6 +43,9 @@ MAX_STREAMS: Final = 256
 of what Envoy has open to the filter (envoy.yaml: max_requests), so that slow uploads never keep a Check waiting."""
 MAX_HELD_BYTES: Final = 67_108_864
 """What bodies that are held whole may take up at once in one worker."""
+MAX_STREAMS_PER_SUBJECT: Final = 128
+MAX_HELD_BYTES_PER_SUBJECT: Final = 33_554_432
+"""Half of either: whoever sends slowly, or never ends, leaves room for the others."""
 IDLE_TIMEOUT_S: Final = 330.0
 """How long one message may be under way in either direction; above Envoy's own limits for a request (300 s)."""
 
@@ -54,6 +58,14 @@ class StreamEnded(Exception):
     """The edge closed the stream: the client went, or the app answered before it had the whole body."""
 
 
+@dataclass(slots=True)
+class _Share:
+    """What bodies of one subject take up in one worker."""
+
+    streams: int = 0
+    held_bytes: int = 0
+
+
 class ExtProc:
     """Answer Process streams. Owned by one event loop. `retry_after_s`: for refusals that say to come later."""
 
@@ -61,6 +73,7 @@ class ExtProc:
         self.verdicts, self.telemetry, self.retry_after_s = verdicts, telemetry, retry_after_s
         self._open_streams = 0
         self._held_bytes = 0
+        self._shares: dict[str, _Share] = {}
         self._abandoned: set[asyncio.Task[None]] = set()
 
     async def process(self, _requests: object, context: Context) -> None:
@@ -86,19 +99,28 @@ class ExtProc:
         """Wait until the verdicts on bodies that never ended are written. After the last stream, before the stores."""
         await asyncio.gather(*self._abandoned, return_exceptions=True)
 
-    def reserve(self, order: BodyOrder) -> int:
-        """Take room for a body that is held whole; give it back with `release`. Raises `Overloaded`."""
-        if order.release == "streamed":
-            return 0
+    @contextlib.contextmanager
+    def room(self, body: RecalledBody) -> Iterator[None]:
+        """Take room for a body, and for all of one that is held whole, and give it back. Raises `Overloaded`."""
+        order, share = body.order, self._shares.setdefault(body.subject, _Share())
         wanted = order.max_body_bytes if order.content_bytes is None else order.content_bytes
-        if self._held_bytes + wanted > MAX_HELD_BYTES:
-            raise Overloaded("too much content is held already")
+        if order.release == "streamed":
+            wanted = 0
+        share.streams += 1
+        share.held_bytes += wanted
         self._held_bytes += wanted
-        return wanted
-
-    def release(self, reserved_bytes: int) -> None:
-        """Give back what `reserve` gave."""
-        self._held_bytes -= reserved_bytes
+        try:
+            if self._held_bytes > MAX_HELD_BYTES:
+                raise Overloaded("too much content is held already")
+            if share.streams > MAX_STREAMS_PER_SUBJECT or share.held_bytes > MAX_HELD_BYTES_PER_SUBJECT:
+                raise Overloaded("the subject has its share of bodies on their way")
+            yield
+        finally:
+            self._held_bytes -= wanted
+            share.held_bytes -= wanted
+            share.streams -= 1
+            if not share.streams:
+                del self._shares[body.subject]
 
     def abandon(self, body: RecalledBody) -> None:
         """Settle a body that never ended, though its stream is gone: the bytes that arrived are not the content."""
@@ -145,11 +167,8 @@ class _Passage:
         method, target = fields.get(":method", ""), fields.get(":path", "")
         body = self._unsettled = await self._service.verdicts.recall(order, method=method, target=target)
         begin_trace(body.trace_id)
-        reserved_bytes = self._service.reserve(order)
-        try:
+        with self._service.room(body):
             await self._stream(body, bodiless=first.request_headers.end_of_stream)
-        finally:
-            self._service.release(reserved_bytes)
 
     async def _stream(self, body: RecalledBody, *, bodiless: bool) -> None:
         """Take the body, settle it, let its end go on. `bodiless`: the request ended with its header."""

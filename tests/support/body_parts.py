@@ -48,11 +48,11 @@ max_body_bytes = 1000000
 
 
 class BodyParts:
-    """A filter server on a socket in `folder`, with one registered key."""
+    """A filter server on a socket in `folder`, with two registered keys."""
 
     def __init__(self, folder: Path) -> None:
-        self.key = KeyPair.new("alice")
-        self.parts = FilterParts(folder, {"alice": self.key}, CONFIG + UPLOADS)
+        self.keys = {subject: KeyPair.new(subject) for subject in ("alice", "bob")}
+        self.parts = FilterParts(folder, self.keys, CONFIG + UPLOADS)
         self.registry = CollectorRegistry()
         self.verdicts = BodyVerdicts(
             self.parts.store,
@@ -83,10 +83,12 @@ class BodyParts:
         await self.server.stop(0)
         await self.parts.stop()
 
-    async def pending(self, body: bytes = BODY, *, target: str = TARGET, **changes: Any) -> BodyOrder:
+    async def pending(
+        self, body: bytes = BODY, *, target: str = TARGET, key: str = "alice", **changes: Any
+    ) -> BodyOrder:
         """Have a Check decide a POST of `body` whose end it has not seen; give its order."""
         self._streams += 1
-        message = signed_message(self.key, self.parts.challenge(), method="POST", target=target, body=body)
+        message = signed_message(self.keys[key], self.parts.challenge(), method="POST", target=target, body=body)
         values = {"body": body[:CUT_BYTES], "body_cut": True, "deferrable": True, "stream_id": str(self._streams)}
         answer = await self.parts.answer(edge_request(message, **(values | changes)))
         assert answer.order is not None, answer.reason

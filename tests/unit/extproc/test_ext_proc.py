@@ -257,7 +257,7 @@ async def forged(parts: BodyParts, what: str) -> tuple[BodyOrder | None, dict[st
 def _whole_request(parts: BodyParts) -> Any:
     from tests.support.filter_parts import edge_request, signed_message
 
-    message = signed_message(parts.key, parts.parts.challenge(), method="POST", target=TARGET, body=BODY)
+    message = signed_message(parts.keys["alice"], parts.parts.challenge(), method="POST", target=TARGET, body=BODY)
     return edge_request(message, body=BODY, stream_id="9")
 
 
@@ -443,6 +443,33 @@ async def test_held_bodies_share_a_bounded_room(parts: BodyParts, monkeypatch: p
     third = parts.stream()
     await send(third, await parts.pending(target="/held/a"), BODY, target="/held/a")
     assert streamed(await third.answers()) == BODY, "the room is given back"
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "target"),
+    [
+        ("MAX_HELD_BYTES_PER_SUBJECT", len(BODY), "/held/a"),
+        ("MAX_STREAMS_PER_SUBJECT", 1, "/held/a"),
+        ("MAX_STREAMS_PER_SUBJECT", 1, TARGET),
+    ],
+)
+async def test_one_subject_leaves_room_for_another(
+    parts: BodyParts, monkeypatch: pytest.MonkeyPatch, bound: str, value: int, target: str
+) -> None:
+    monkeypatch.setattr(ext_proc, bound, value)
+    first, second, other, third = (parts.stream() for _ in range(4))
+    await send(first, await parts.pending(target=target), BODY, end="none", target=target)
+    while parts.metric("signet_body_bytes_total") != len(BODY):
+        await asyncio.sleep(0.01)
+    await second.headers(await parts.pending(target=target), target=target)
+    (refusal,) = await second.answers()
+    assert reason_of(refusal) == "internal"
+    await send(other, await parts.pending(target=target, key="bob"), BODY, target=target)
+    assert streamed(await other.answers()) == BODY
+    await first.body(b"", last=True)
+    assert streamed(await first.answers()) == BODY
+    await send(third, await parts.pending(target=target), BODY, target=target)
+    assert streamed(await third.answers()) == BODY, "the share is given back"
 
 
 # -- stores
