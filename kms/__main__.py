@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Final
 
-from kms import audit_commands, mint
+from kms.command_error import CommandError
 from kms.config_keys import KEYS
 from kms.config_values import ConfigError
 from kms.private_file import PrivateFileError
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_UNUSABLE: Final = 2
+# They load no more than they need: the service starts in two seconds on a busy machine too.
+_SERVING: Final = frozenset({"serve", "service", "check"})
 
 
 def add_config_flags(command: argparse.ArgumentParser) -> None:
@@ -56,17 +58,29 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _service(args: argparse.Namespace) -> int:
+    import gc
+    from concurrent.futures import ThreadPoolExecutor
+
+    gc.disable()  # Nothing that is loaded now is ever garbage: the service lets the collector go when it serves.
+    from kms.clock import SYSTEM_CLOCK
     from kms.config import load_config
     from kms.listeners import adopt, bind_all
+    from kms.process_hardening import harden_process
+    from kms.providers.open_provider import open_providers
+    from kms.telemetry import Telemetry
     from kms.tls_floor import set_grpc_floor
 
     set_grpc_floor()
-    from kms.server import run_service
-
     flags = config_flags(args)
     loaded = load_config(flags, os.environ)
     listeners = bind_all(loaded.config) if args.listeners is None else adopt(args.listeners)
-    return run_service(loaded, flags, os.environ, listeners, args.lifeline_fd, args.restarts)
+    hardening, telemetry = harden_process(), Telemetry()
+    with ThreadPoolExecutor(1, "kms-open") as threads:
+        # What a passphrase costs is half of the start, and needs no interpreter: the other half is imported meanwhile.
+        providers = threads.submit(open_providers, loaded.config, telemetry, SYSTEM_CLOCK)
+        from kms.server import run_service
+    start = (hardening, telemetry, providers)
+    return run_service(loaded, flags, os.environ, listeners, args.lifeline_fd, args.restarts, *start)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -86,7 +100,7 @@ def _openapi(_args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m kms", description="The key service.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, run, text in (
@@ -101,8 +115,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--listeners", default=None, help="descriptors that were handed down")
             command.add_argument("--lifeline-fd", type=int, default=None, help="becomes readable when serve is gone")
             command.add_argument("--restarts", type=int, default=0, help="how often the process was started again")
-    mint.register(commands)
-    audit_commands.register(commands)
+    if wanted not in _SERVING:
+        from kms import audit_commands, mint
+
+        mint.register(commands)
+        audit_commands.register(commands)
     openapi = commands.add_parser("openapi", help="print the OpenAPI document", description="print it as JSON")
     openapi.set_defaults(run=_openapi)
     return parser
@@ -112,13 +129,14 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line. Returns 0, 1 (failed) or 2 (unusable input)."""
     from kms.errors import KmsError
 
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser(arguments[0] if arguments else "").parse_args(arguments)
     try:
         return int(args.run(args))
     except ConfigError as error:
         sys.stderr.write(f"configuration: {error}\n")
         return EXIT_UNUSABLE
-    except (mint.MintError, PrivateFileError) as error:
+    except (CommandError, PrivateFileError) as error:
         sys.stderr.write(f"{args.command}: {error}\n")
         return EXIT_FAILED
     except KmsError as error:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from kms.config_keys import ENV_PREFIX, KEYS, KEYS_BY_ALIAS, KEYS_BY_ENV, Key
+from kms.config_keys import ENV_PREFIX, KEYS_BY_ALIAS, KEYS_BY_ENV, Key
 from kms.config_sections import KmsConfig
 from kms.config_values import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 MAX_TEXT_CHARS: Final = 4096
 MAX_NUMBER_CHARS: Final = 16
@@ -19,15 +19,17 @@ CONFIG_ENV: Final = ENV_PREFIX + "CONFIG"
 _BOOLEANS: Final = {"1": True, "true": True, "0": False, "false": False}
 
 
-def _default_of(key: Key) -> Any:
-    value: Any = KmsConfig()
-    for step in key.steps:
-        names = {field.encode_name: field.name for field in msgspec.structs.fields(value)}
-        value = getattr(value, names[step])
-    return value
+def _defaults(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the path of every setting with its default."""
+    for field in msgspec.structs.fields(value):
+        inner, path = getattr(value, field.name), prefix + field.encode_name
+        if isinstance(inner, msgspec.Struct):
+            yield from _defaults(inner, f"{path}.")
+        else:
+            yield path, inner
 
 
-_KINDS: Final[Mapping[str, type]] = {key.path: type(_default_of(key)) for key in KEYS}
+_KINDS: Final[Mapping[str, type]] = {path: type(default) for path, default in _defaults(KmsConfig())}
 
 
 def texts_of_environment(environ: Mapping[str, str], file: Mapping[str, Any], warnings: list[str]) -> dict[Key, str]:

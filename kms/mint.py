@@ -18,6 +18,7 @@ from pymacaroons import Macaroon
 
 from kms.capability import IDENTIFIER_VERSION, LOCATION, identity_of, read_token
 from kms.caveats import MAX_TOKEN_CHARS, limits_of
+from kms.command_error import CommandError
 from kms.errors import KmsError
 from kms.private_file import PrivateFileError, create_private, read_private
 from kms.revocation import revoke
@@ -40,7 +41,7 @@ TOKEN_ID_BYTES: Final = 16
 DEFAULT_LIFE_S: Final = 86_400
 
 
-class MintError(ValueError):
+class MintError(CommandError):
     """A capability cannot be made like this; the message never holds one."""
 
 

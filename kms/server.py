@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -29,20 +30,22 @@ from kms.logs import LibraryHandler, LogWriter, places_of
 from kms.monitoring import Monitoring
 from kms.notices import Notices
 from kms.openapi import openapi_json
-from kms.process_hardening import harden_process
 from kms.readiness import Readiness, ReadyPayload
 from kms.service_parts import ServiceParts, open_parts
 from kms.service_probes import ServiceState, service_probes, snapshot_of
 from kms.spans import TracedCalls, TracedDispatcher, open_tracing
-from kms.telemetry import Telemetry
 from kms.tls import TlsFiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from concurrent.futures import Future
 
     from kms.config import LoadedConfig
     from kms.config_values import SocketAddress
     from kms.listeners import Listeners
+    from kms.process_hardening import Hardening
+    from kms.providers.open_provider import ProviderSet
+    from kms.telemetry import Telemetry
 
 LOOK_INTERVAL_S: Final = 0.5
 CLOSE_GRACE_S: Final = 1.0
@@ -54,13 +57,19 @@ class KmsServer:
     """One process's service. Everything runs on one event loop; blocking work is in the parts' own threads."""
 
     def __init__(
-        self, loaded: LoadedConfig, flags: Mapping[str, str], environ: Mapping[str, str], listeners: Listeners
+        self,
+        loaded: LoadedConfig,
+        flags: Mapping[str, str],
+        environ: Mapping[str, str],
+        listeners: Listeners,
+        telemetry: Telemetry,
+        providers: Future[ProviderSet],
     ) -> None:
         self._config = loaded.config
         self._flags, self._environ = flags, environ
         self._listeners = listeners
         self._clock = SYSTEM_CLOCK
-        self.telemetry = Telemetry()
+        self.telemetry, self._providers = telemetry, providers
         section = loaded.config.observability
         self.log = LogWriter(sys.stderr, self._clock.wall_ms, section.log_level, section.log_format)
         self._state = ServiceState()
@@ -84,7 +93,7 @@ class KmsServer:
         url = self._config.bus.redis_url
         bus = EventBus(url, self.telemetry, partial(tell, signal.SIGHUP), partial(tell, signal.SIGTERM))
         self._notices = Notices(bus, self._tracing, self._clock)
-        parts = open_parts(self._config, self.telemetry, self._clock, self._tracing)
+        parts = open_parts(self._config, self._providers, self.telemetry, self._clock, self._tracing)
         if isinstance(parts.audit, ChainedAuditLog):
             parts.audit.on_checkpoint = self._notices.checkpoint
         parts.core.services.attestations.on_refresh = self._notices.attestation
@@ -109,6 +118,9 @@ class KmsServer:
         await self._listen(calls)
         self._state.listening = True
         self._readiness.look()
+        # What is there now stays: the collector need not look at it again.
+        gc.freeze()
+        gc.enable()
         self.log.event(
             "info",
             "serving",
@@ -257,13 +269,19 @@ def run_service(
     listeners: Listeners,
     lifeline_fd: int | None,
     restarts: int,
+    hardening: Hardening,
+    telemetry: Telemetry,
+    providers: Future[ProviderSet],
 ) -> int:
-    """Serve in this process. Returns the exit status; raises ConfigError."""
+    """Serve in this process. Returns the exit status; raises ConfigError.
+
+    `hardening`: what the OS granted, before `providers` began to be opened.
+    """
 
     async def main() -> int:
-        server = KmsServer(loaded, flags, environ, listeners)
+        server = KmsServer(loaded, flags, environ, listeners, telemetry, providers)
         logging.basicConfig(handlers=[LibraryHandler(server.log)], level=logging.WARNING, force=True)
-        for warning in harden_process().warnings:
+        for warning in hardening.warnings:
             server.log.event("warn", "hardening", message=warning)
         try:
             return await server.run(lifeline_fd, restarts)

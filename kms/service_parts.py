@@ -12,15 +12,17 @@ from kms.config_values import ConfigError
 from kms.dispatch_build import Core, build_core
 from kms.key_store import KeyStore
 from kms.private_file import PrivateFileError
-from kms.providers.open_provider import ProviderSet, open_providers
 from kms.revocation import Revocations
 from kms.root_key import RootKeys
 from kms.spans import TracedAudit, traced_provider
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from kms.audit_log import ChainedAuditLog, RefusingAuditLog
     from kms.clock import Clock
     from kms.config_sections import KmsConfig
+    from kms.providers.open_provider import ProviderSet
     from kms.spans import Tracing
     from kms.telemetry import Telemetry
 
@@ -42,18 +44,25 @@ class ServiceParts:
         self.providers.close()
 
 
-def open_parts(config: KmsConfig, telemetry: Telemetry, clock: Clock, tracing: Tracing | None = None) -> ServiceParts:
+def open_parts(
+    config: KmsConfig,
+    opening: Future[ProviderSet],
+    telemetry: Telemetry,
+    clock: Clock,
+    tracing: Tracing | None = None,
+) -> ServiceParts:
     """Open everything. Raises ConfigError for what an operator must mend, KmsError for what may pass.
 
-    `tracing`: where spans of the backends and of the audit log go.
+    `opening`: gives the providers, or raises what opening them did. `tracing`: where spans of the backends and of the
+    audit log go.
     """
+    providers = opening.result()
     try:
-        roots = RootKeys(config.security.root_key_file, clock.monotonic_s)
-        revocations = Revocations(config.security.revocations_file, clock.monotonic_s)
-    except PrivateFileError as error:
-        raise ConfigError(f"security: {error}") from error
-    providers = open_providers(config, telemetry, clock)
-    try:
+        try:
+            roots = RootKeys(config.security.root_key_file, clock.monotonic_s)
+            revocations = Revocations(config.security.revocations_file, clock.monotonic_s)
+        except PrivateFileError as error:
+            raise ConfigError(f"security: {error}") from error
         _check_attestation(config, providers)
         store = KeyStore(None if config.service.amnesia else config.service.state_dir, clock)
     except BaseException:

@@ -78,7 +78,7 @@ def test_every_flag_of_the_documents_is_there():
 
 
 def test_commands_of_all_parts_are_there():
-    text = _parser().format_help()
+    text = _parser("").format_help()
     for command in ("serve", "check", "openapi", "mint", "attenuate", "revoke", "root-key"):
         assert command in text
 
