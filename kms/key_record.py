@@ -14,6 +14,7 @@ import msgspec
 from kms.errors import Conflict, NotFound
 from kms.kid import parse_key_name
 from kms.primitive import KEY_ALGORITHMS, KeyAlgorithm, Primitive
+from kms.providers.key_handle import check_handle_binding
 from kms.providers.provider import KeyHandle, ProviderKey
 
 if TYPE_CHECKING:
@@ -114,7 +115,14 @@ class KeyRecord:
         version = self.version_at(number)
         if self.state is not KeyState.ENABLED:
             raise Conflict(f"the key is {self.state.value}", reason=f"key_{self.state.value}")
+        self.check_handles(version)
         return version
+
+    def check_handles(self, version: KeyVersion) -> None:
+        """Raise NotFound when a version's record names private halves that were made for another kid (I-5, I-9)."""
+        kid = self.name.version(version.number)
+        for part in version.parts:
+            check_handle_binding(part.handle, kid, part.primitive)
 
     def open_versions(self) -> tuple[KeyVersion, ...]:
         """List the versions that the fence lets pass, newest first."""

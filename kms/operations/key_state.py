@@ -58,6 +58,8 @@ async def erase(services: Services, record: KeyRecord) -> bool:
     """
     parts = tuple(part for version in record.versions for part in version.parts)
     try:
+        for version in record.versions:
+            record.check_handles(version)
         provider = services.custody.holder(record)
         await services.on_thread(record.name.tenant, provider, lambda: destroy_parts(provider, parts))
     except KmsError:

@@ -9,21 +9,23 @@ from kms.key_record import KeyRecord, KeyState, KeyVersion
 from kms.kid import KeyName
 from kms.op_answers import OpKey
 from kms.primitive import Primitive
-from kms.providers.provider import KeyHandle, ProviderKey
+from kms.providers.key_handle import new_handle
+from kms.providers.provider import ProviderKey
 
 
 def name_of(number: int = 0, tenant: str = "core", alg: str = "ed25519") -> KeyName:
     return KeyName(tenant, "audit", alg, str(uuid.UUID(int=number)))
 
 
-def version_of(number: int, created_ms: int = 0, primitive: Primitive = Primitive.ED25519) -> KeyVersion:
-    return KeyVersion(
-        number, (ProviderKey(primitive, KeyHandle(f"h{number}"), bytes([number % 256]) * 32),), created_ms
-    )
+def version_of(
+    number: int, created_ms: int = 0, primitive: Primitive = Primitive.ED25519, name: KeyName | None = None
+) -> KeyVersion:
+    handle = new_handle((name or name_of()).version(number), primitive, bytes)
+    return KeyVersion(number, (ProviderKey(primitive, handle, bytes([number % 256]) * 32),), created_ms)
 
 
 def record_of(name: KeyName | None = None, versions: int = 1, created_ms: int = 0) -> KeyRecord:
-    made = tuple(version_of(number, created_ms + number) for number in range(1, versions + 1))
+    made = tuple(version_of(number, created_ms + number, name=name) for number in range(1, versions + 1))
     return KeyRecord(name or name_of(), made, KeyState.ENABLED, 1, (("rotate_days", 30),), "inmem")
 
 

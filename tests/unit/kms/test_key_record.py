@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -108,3 +110,14 @@ def test_a_key_has_a_bounded_number_of_versions() -> None:
 
 def test_a_record_is_named_by_its_newest_version() -> None:
     assert str(record_of(name_of(7), 2).newest_kid).endswith("#v2")
+
+
+def test_a_record_whose_handle_was_made_for_another_key_or_version_uses_nothing() -> None:
+    record, other = record_of(versions=2), record_of(name_of(7), versions=2)
+    assert record.private_version(2) == record.versions[1]
+    for stolen in (other.versions[1], replace(record.versions[0], number=2)):
+        moved = replace(record, versions=(record.versions[0], stolen))
+        assert moved.private_version(1) == record.versions[0]
+        with pytest.raises(NotFound) as refused:
+            moved.private_version(2)
+        assert refused.value.reason == "handle_of_another_key"

@@ -143,7 +143,8 @@ def service(**changes):
         writable=lambda: given["writable"], not_ready=lambda: given["not_ready"], checkpoint_age_s=lambda: 3.7
     )
     authority = SimpleNamespace(problem=given["problem"])
-    parts = SimpleNamespace(core=SimpleNamespace(services=services, telemetry=Telemetry()), audit=audit, authority=authority)
+    core = SimpleNamespace(services=services, telemetry=Telemetry())
+    parts = SimpleNamespace(core=core, audit=audit, authority=authority)
     config = KmsConfig(
         service=ServiceSection(backend="file"),
         security=SecuritySection(attest_require=given.get("attest", "required")),

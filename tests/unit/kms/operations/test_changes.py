@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -374,3 +375,12 @@ async def test_a_capability_for_one_version_does_nothing_to_the_whole_key(verb: 
         await bench.call(verb, make(kid=kid), who=principal(keys=frozenset({name})))
         with pytest.raises(NotFound):
             await bench.call(verb, make(kid=f"{name}#v9"), who=principal(keys=frozenset({name})))
+
+
+async def test_destroying_a_record_that_names_another_keys_handle_does_not_erase_that_key() -> None:
+    async with running_core() as bench:
+        mine, victim = await bench.create("ed25519"), await bench.create("ed25519")
+        record, other = (bench.store.keys.find(parse_kid(kid).name) for kid in (mine, victim))
+        bench.store.keys.put(replace(record, versions=other.versions))
+        await change(bench, "destroy", mine)
+        assert (await bench.sign(victim)).kid == victim
