@@ -46,7 +46,7 @@ down: $(STAMP) ## stop the local stack
 .PHONY: test test-edge test-slow check bench
 PYTEST := $(BIN)/python -m pytest
 
-test: $(STAMP) $(TLS_MODULE) parts check ## the gate: checks, then every test but the long ones
+test: $(STAMP) check $(TLS_MODULE) parts ## the gate: checks, then every test but the long ones
 	@$(BIN)/coverage erase
 	@$(BIN)/coverage run -m pytest -q -m "not edge and not slow"
 	@$(BIN)/coverage combine --quiet
