@@ -76,6 +76,7 @@ bench: $(STAMP) $(TLS_MODULE) parts ## us and the alternatives in one run, with 
 	@$(BIN)/python loadtest/bench_store.py
 	@$(BIN)/python loadtest/bench_kms.py
 	@$(BIN)/python loadtest/bench_log.py
+	@$(BIN)/python loadtest/bench_stress.py
 
 .PHONY: chaos pilot
 chaos: $(STAMP) $(TLS_MODULE) parts ## the catalogue of fault experiments; report in var/chaos
