@@ -38,7 +38,10 @@ FIRST_NV_INDEX: Final = 0x0180_5347
 NV_INDICES: Final = 64
 _COUNTER_BYTES: Final = 8
 _LAYER_MASK: Final = 0xFF_0000
-_TCTI_LAYER: Final = 0x0A_0000
+# TSS 2.0 Overview, response code layers: ESAPI, SAPI and the transport. What fails there, and not in the TPM, leaves
+# the context in the middle of a command, and it takes no other: flushing behind a lost TPM, which hides the
+# transport's error behind one of ESAPI's (bad sequence), as well as every later call.
+_BROKEN_LAYERS: Final = frozenset({0x07_0000, 0x08_0000, 0x0A_0000})
 _BOUND: Final = TPMA_OBJECT.FIXEDTPM | TPMA_OBJECT.FIXEDPARENT | TPMA_OBJECT.USERWITHAUTH | TPMA_OBJECT.NODA
 _GENERATED: Final = _BOUND | TPMA_OBJECT.SENSITIVEDATAORIGIN | TPMA_OBJECT.RESTRICTED
 _STORAGE_KEY: Final = ("ecc256:aes128cfb", _GENERATED | TPMA_OBJECT.DECRYPT)
@@ -180,10 +183,10 @@ class TpmSession:
 
 @contextmanager
 def _tpm_errors() -> Iterator[None]:
-    """Tell a TPM that is away from one that is there and refuses."""
+    """Tell a TPM that is away, or a context that is of no more use, from a TPM that is there and refuses."""
     try:
         yield
     except TSS2_Exception as error:
-        if error.rc & _LAYER_MASK == _TCTI_LAYER:
+        if error.rc & _LAYER_MASK in _BROKEN_LAYERS:
             raise ConnectionLostError from error
         raise StoreUnavailable("the TPM refuses", reason="tpm_refuses") from error

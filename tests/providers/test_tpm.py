@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.exceptions import InvalidSignature
@@ -26,6 +27,7 @@ from tests.support.public_operations import verify
 from tests.support.swtpm import SwTpm, is_there
 
 if is_there():
+    from tpm2_pytss import ESAPI
     from tpm2_pytss.constants import TPM2_CAP
     from tpm2_pytss.types import TPM2B_PUBLIC, TPMS_ATTEST, TPMT_PUBLIC, TPMT_SIGNATURE
 
@@ -128,6 +130,39 @@ def test_a_killed_tpm_stops_changes_and_evidence_and_comes_back(tpm: SwTpm, fold
     again = open_swtpm_provider(tpm, folder)
     check_key(again, key)
     again.close()
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["create_primary", "start_auth_session", "tr_from_tpmpublic", "nv_read", "nv_increment", "quote", "flush_context"],
+)
+def test_a_tpm_that_dies_in_any_command_is_away_and_comes_back(
+    tpm: SwTpm, folder: Path, clock: SetClock, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """What follows on a lost command, flushing behind it, fails in another way, and every call after that too."""
+    provider = open_swtpm_provider(tpm, folder, clock)
+    key = provider.generate(ED25519, kid_of(ED25519))
+    original, dead = getattr(ESAPI, command), list[str]()
+
+    def dying(*args: Any, **named: Any) -> Any:
+        if not dead:
+            dead.append(command)
+            tpm.kill()
+        return original(*args, **named)
+
+    def change_and_attest() -> None:
+        provider.generate(ED25519, kid_of(ED25519, 2))
+        provider.attest(key.handle, b"nonce")
+
+    monkeypatch.setattr(ESAPI, command, dying)
+    assert reason_of(change_and_attest) == "token_lost"
+    assert dead == [command]
+    tpm.start()
+    clock.now_s += 10
+    provider.check()
+    check_key(provider, provider.generate(ED25519, kid_of(ED25519, 3)))
+    assert provider.attest(key.handle, b"nonce").class_ == "tpm-2.0"
+    provider.close()
 
 
 def test_a_tpm_killed_under_load_loses_no_key_that_was_told_of(tpm: SwTpm, folder: Path) -> None:
