@@ -26,21 +26,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from loadtest.kms_load import Call, GrpcLine, HttpLine, Latencies, alone, closed_loop, prepare, shared, timed
+from loadtest.kms_targets import MAX_SKEW, TARGETS_MS, drifts, missed_targets, raw_ratios, skew
 from tests.support.kms_service import DIGEST, KmsProcess
 
 BASELINE = Path(__file__).parent / "baselines" / "kms.json"
-TARGETS_MS = {
-    "sign ed25519": 1.0,
-    "sign ml-dsa": 10.0,
-    "verify hit": 1.0,
-    "verify miss": 5.0,
-    "wrap": 6.0,
-    "unwrap": 6.0,
-}
-DRIFT_LIMITS = {"sign ed25519": 1.10, "sign ml-dsa": 1.15, "verify hit": 1.10}
 PACE_PER_S = 150
 CONNECTIONS = 16
-MAX_SKEW = 2.0
 SETTINGS = {
     "SIGN_RATE_LIMIT": "1000000",
     "PQ_PRODUCE_HYBRID": "0",
@@ -92,7 +83,6 @@ async def measure(service: KmsProcess, miss_service: KmsProcess, seconds: float)
     token, miss_token = service.token(), miss_service.token()
     calls, miss_calls = calls_of(service, token), calls_of(miss_service, miss_token)
     p95: dict[str, float] = {}
-    missed: list[str] = []
     for kind in ("http", "grpc"):
         sys.stdout.write(f"one caller, one request after the other, over {kind}\n")
         for name in calls:
@@ -102,10 +92,7 @@ async def measure(service: KmsProcess, miss_service: KmsProcess, seconds: float)
             found = await alone(line, (miss_calls if here is miss_service else calls)[name], seconds)
             await line.close()
             p95[f"{kind} {name}"] = found.p95
-            target = TARGETS_MS.get(name)
-            if target is not None and found.p95 > target:
-                missed.append(f"{kind} {name}: p95 {found.p95:.2f} ms > {target} ms")
-            sys.stdout.write(row(name, found, target) + "\n")
+            sys.stdout.write(row(name, found, TARGETS_MS.get(name)) + "\n")
         lines = [
             await (HttpLine(service.address(kind)) if kind == "http" else GrpcLine(service.address(kind), token)).open()
             for _ in range(CONNECTIONS)
@@ -119,8 +106,7 @@ async def measure(service: KmsProcess, miss_service: KmsProcess, seconds: float)
             sys.stdout.write(f"  {name:14} {rates}  p95 {found.p95:6.2f} ms\n")
         for line in lines:
             await line.close()
-    missed += await fairness(service, seconds)
-    return p95, missed
+    return p95, missed_targets(p95) + await fairness(service, seconds)
 
 
 async def fairness(service: KmsProcess, seconds: float) -> list[str]:
@@ -132,13 +118,13 @@ async def fairness(service: KmsProcess, seconds: float) -> list[str]:
         streams += [(await HttpLine(service.address("http")).open(), call, PACE_PER_S * rate / 2) for _ in range(2)]
     found = await shared(streams, seconds * 2)
     heavy, light = max(found[0].p95, found[1].p95), max(found[2].p95, found[3].p95)
-    skew = max(heavy, light) / min(heavy, light)
+    found_skew = skew(heavy, light)
     sys.stdout.write(
-        f"two tenants at 80/20: p95 {heavy:.2f} and {light:.2f} ms, skew {skew:.2f} (at most {MAX_SKEW})\n"
+        f"two tenants at 80/20: p95 {heavy:.2f} and {light:.2f} ms, skew {found_skew:.2f} (at most {MAX_SKEW})\n"
     )
     for line, _, _ in streams:
         await line.close()
-    return [] if skew <= MAX_SKEW else [f"tenants' p95 skew {skew:.2f} > {MAX_SKEW}"]
+    return [] if found_skew <= MAX_SKEW else [f"tenants' p95 skew {found_skew:.2f} > {MAX_SKEW}"]
 
 
 def where_time_goes(service: KmsProcess, memory: KmsProcess) -> None:
@@ -199,23 +185,18 @@ def disk_line(folder: Path) -> str:
 
 def drift(p95: dict[str, float], raw_ms: float, *, store: bool) -> list[str]:
     """Compare with the stored baseline; give what drifted past its limit."""
-    ratios = {name: round(value / raw_ms, 3) for name, value in p95.items()}
+    ratios = raw_ratios(p95, raw_ms)
     if store:
         BASELINE.parent.mkdir(exist_ok=True)
         BASELINE.write_text(json.dumps({"raw_work_ms": round(raw_ms, 3), "p95_over_raw_work": ratios}, indent=1) + "\n")
         sys.stdout.write(f"baseline stored in {BASELINE.name}\n")
         return []
-    stored = json.loads(BASELINE.read_text())["p95_over_raw_work"]
-    beyond: list[str] = []
+    found = drifts(ratios, json.loads(BASELINE.read_text())["p95_over_raw_work"])
     sys.stdout.write("drift against the baseline (ratio of p95 over raw work)\n")
-    for name, ratio in ratios.items():
-        change = ratio / stored[name] if name in stored else 1.0
-        limit = DRIFT_LIMITS.get(name.partition(" ")[2])
-        note = "" if limit is None else f"  limit {limit:.2f} {'ok' if change <= limit else 'DRIFTED'}"
-        sys.stdout.write(f"  {name:22} {change:5.2f}{note}\n")
-        if limit is not None and change > limit:
-            beyond.append(f"{name}: {change:.2f} of the baseline, limit {limit:.2f}")
-    return beyond
+    for each in found:
+        verdict = "" if each.limit is None else "  DRIFTED" if each.beyond else "  ok"
+        sys.stdout.write(f"  {each}{verdict}\n")
+    return [str(each) for each in found if each.beyond]
 
 
 def main() -> int:
