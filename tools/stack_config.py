@@ -13,6 +13,7 @@ from typing import Any, Final
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
 EDGES: Final = ("a", "b", "native-none")
 NONCE_STORES: Final = ("sqlite", "redis", "memory")
+FILTER_WORKERS: Final = 2
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The longest path of a UNIX socket on Linux (unix(7))."""
 
@@ -267,7 +268,7 @@ def filter_toml(settings: StackSettings, kms: Mapping[str, str | int | bool] | N
     """Write the filter's configuration for this stack. `kms`: its `[kms]`, None without a key service."""
     files = StackFiles(settings.var)
     sections: dict[str, dict[str, str | int | bool]] = {
-        "filter": {"realm": "signet", "socket_dir": "run", "workers": 2},
+        "filter": {"realm": "signet", "socket_dir": "run", "workers": FILTER_WORKERS},
         "nonce_store": {"kind": settings.nonce_store},
         "receipts": {"url": "sqlite:receipts.sqlite3"},
         "log": {"dir": files.receipt_log.name},  # var/log holds what the processes write to stderr.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import uuid
@@ -14,21 +12,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tools.stack_certs import ensure_demo_key, ensure_server_certificate
-from tools.stack_config import REPOSITORY, StackError, StackFiles, filter_toml
+from tools.stack_config import FILTER_WORKERS, REPOSITORY, StackError, StackFiles, filter_toml
 from tools.stack_envoy import HAPROXY_CFG, TLS_MODULE, envoy_binary, write_envoy_config
 from tools.stack_kms import kms_command, kms_ready, prepare_kms, provision_kms
+from tools.stack_probe import LOOPBACK, accepts, get, listens
 from tools.stack_process import RUN_ID_VARIABLE, Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     from tools.stack_config import StackSettings
 
-LOOPBACK: Final = "127.0.0.1"
-FILTER_WORKERS: Final = 2
 BUILD_TIMEOUT_S: Final = 300.0
-PROBE_TIMEOUT_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +82,20 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
 
     app_words = {**words, "port": str(ports.app), "log": str(files.app_log), "repository": str(REPOSITORY)}
     app = tuple(word.format(**app_words) for word in settings.app_command)
-    parts = [PlannedPart(part("app", app), lambda: _listens(ports.app))]
+    parts = [PlannedPart(part("app", app), lambda: listens(ports.app))]
     if settings.nonce_store == "redis":
-        parts.append(PlannedPart(part("redis", _redis(settings)), lambda: _listens(ports.redis)))
+        parts.append(PlannedPart(part("redis", _redis(settings)), lambda: listens(ports.redis)))
     if settings.kms:
         kms = part("kms", kms_command(settings))
         parts.append(PlannedPart(kms, lambda: kms_ready(settings), lambda: _write_toml_with_kms(settings)))
     filter_argv = tuple(word.format(**words) for word in settings.filter_command)
     sockets = [files.socket(worker) for worker in range(FILTER_WORKERS)]
-    parts.append(
-        PlannedPart(part("filter", filter_argv, lambda: settings.environ), lambda: all(map(_accepts, sockets)))
-    )
+    parts.append(PlannedPart(part("filter", filter_argv, lambda: settings.environ), lambda: all(map(accepts, sockets))))
     if settings.admin_command:
         admin_argv = tuple(word.format(**words) for word in settings.admin_command)
         parts.append(
             PlannedPart(
-                part("admin", admin_argv, lambda: settings.environ), lambda: _answers_200(ports.admin, "/readyz")
+                part("admin", admin_argv, lambda: settings.environ), lambda: get(ports.admin, "/readyz") is not None
             )
         )
     parts.append(PlannedPart(part("envoy", _envoy(settings), _envoy_environ), lambda: _envoy_ready(settings)))
@@ -113,7 +106,7 @@ def planned_parts(settings: StackSettings, run_id: str) -> list[PlannedPart]:
             "SIGNET_EDGE_PIPE": str(files.run / "edge-b.sock"),
         }
         haproxy = ("haproxy", "-db", "-f", str(HAPROXY_CFG))
-        parts.append(PlannedPart(part("haproxy", haproxy, lambda: names), lambda: _listens(ports.https)))
+        parts.append(PlannedPart(part("haproxy", haproxy, lambda: names), lambda: listens(ports.https)))
     return parts
 
 
@@ -155,46 +148,12 @@ def _envoy_environ() -> dict[str, str]:
     }
 
 
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection((LOOPBACK, port), PROBE_TIMEOUT_S).close()
-    except OSError:
-        return False
-    return True
-
-
-def _accepts(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(PROBE_TIMEOUT_S)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def _get(port: int, path: str) -> bytes | None:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PROBE_TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.read() if answer.status == http.HTTPStatus.OK else None
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
-
-
-def _answers_200(port: int, path: str) -> bool:
-    return _get(port, path) is not None
-
-
 def _envoy_ready(settings: StackSettings) -> bool:
     """Envoy is live, its listener is open, and it holds every filter worker for healthy."""
-    if _get(settings.ports.envoy_admin, "/ready") is None:
+    if get(settings.ports.envoy_admin, "/ready") is None:
         return False
-    clusters = _get(settings.ports.envoy_admin, "/clusters?format=json")
-    if clusters is None or not (settings.edge == "b" or _listens(settings.ports.https)):
+    clusters = get(settings.ports.envoy_admin, "/clusters?format=json")
+    if clusters is None or not (settings.edge == "b" or listens(settings.ports.https)):
         return False
     for cluster in json.loads(clusters)["cluster_statuses"]:
         if cluster["name"] == "signet_filter":

@@ -20,8 +20,8 @@ import uuid
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
-from tools.stack_config import StackError, StackFiles, StackSettings, check_ports_free
-from tools.stack_parts import FILTER_WORKERS, PlannedPart, planned_parts, prepare
+from tools.stack_config import FILTER_WORKERS, StackError, StackFiles, StackSettings, check_ports_free
+from tools.stack_parts import PlannedPart, planned_parts, prepare
 from tools.stack_process import POLL_S, RUN_ID_VARIABLE, ProcessIdentity
 
 if TYPE_CHECKING:
