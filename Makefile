@@ -61,6 +61,23 @@ test-edge: $(STAMP) $(TLS_MODULE) parts ## the long runs of both edges
 test-slow: $(STAMP) $(TLS_MODULE) parts ## hundreds of kills, chaos, soak
 	@$(PYTEST) -q -m slow
 
+.PHONY: fuzz soak audit sbom
+HOURS ?= 0
+fuzz: $(STAMP) ## every fuzz target in turn: HOURS=1 over all, a minute each at least
+	@SIGNET_FUZZ_HOURS=$(HOURS) $(PYTEST) -q -s -m slow tests/fuzz
+
+soak: $(STAMP) ## the key service under steady load for HOURS=1; its memory and files must not grow
+	@SIGNET_SOAK_HOURS=$(HOURS) $(PYTEST) -q -s -m slow tests/faults/test_kms_soak.py
+
+AUDIT := $(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off
+
+audit: $(STAMP) ## look every locked package up among the known vulnerabilities (needs the network)
+	@$(AUDIT) -r requirements.lock -r requirements-tpm.lock || { \
+	  echo "signet: NOT audited, or not clean: the lines above say which" >&2; exit 1; }
+
+sbom: $(STAMP) ## the bill of materials of every locked package: build/sbom.cdx.json
+	@$(BIN)/python tools/sbom.py
+
 check: $(STAMP) ## ruff, mypy strict, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
