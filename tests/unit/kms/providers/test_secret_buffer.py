@@ -44,13 +44,25 @@ def test_leaving_the_block_wipes_also_after_an_error() -> None:
 
 
 def test_a_forgotten_secret_is_wiped_when_it_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
-    wiped: list[int] = []
-    wipe = SecretBuffer.wipe
-    monkeypatch.setattr(SecretBuffer, "wipe", lambda self: (wiped.append(len(self)), wipe(self))[1])
+    """Whatever else is collected meanwhile: only the buffer of these pages counts, and what they held then."""
     buffer = marked()
+    address = ctypes.addressof(ctypes.c_char.from_buffer(buffer.view))
+    ended: list[tuple[bytes, bytes]] = []
+    wipe = SecretBuffer.wipe
+
+    def watched(self: SecretBuffer) -> None:
+        if self.wiped or ctypes.addressof(ctypes.c_char.from_buffer(self.view)) != address:
+            wipe(self)
+            return
+        kept = memoryview(self.view)  # keeps the pages, so that they can be looked at behind the wipe
+        before = bytes(kept)
+        wipe(self)
+        ended.append((before, bytes(kept)))
+
+    monkeypatch.setattr(SecretBuffer, "wipe", watched)
     del buffer
     gc.collect()
-    assert wiped == [len(MARK)]
+    assert ended == [(MARK, bytes(len(MARK)))]
 
 
 @pytest.mark.parametrize("length", [0, -1, MAX_SECRET_BYTES + 1])
