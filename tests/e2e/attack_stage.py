@@ -32,6 +32,7 @@ POLL_S: Final = 0.02
 ROUTES: Final = (
     {"name": "small", "path": "/small/**", "max_body_bytes": 8},
     {"name": "held", "path": "/held/**", "max_body_bytes": 1 << 20},
+    {"name": "big", "path": "/big/**", "max_body_bytes": 16 << 20},
     {"name": "p256-only", "path": "/p256/**", "algorithms": ["ecdsa-p256-sha256"]},
     {"name": "alice-only", "path": "/alice/**", "subjects": ["alice"]},
     {"name": "get-only", "path": "/get-only/**", "methods": ["GET"]},

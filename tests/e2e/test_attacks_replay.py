@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from extproc.ext_authz import EDGE_METADATA_KEY
+from extproc.ext_authz import EDGE_BODY_BYTES_KEY, EDGE_METADATA_KEY
 from extproc.nonce_store import RETRY_WINDOW_MS
 from pch.httpsig.content_digest import content_digest
 from tests.e2e.attack_check import EDGE_METADATA, Verdict, send_check
@@ -247,7 +247,10 @@ def test_edge_names_itself_under_the_key_that_the_filter_reads(stage: Stage) -> 
     manager = http_connection_manager(config["static_resources"]["listeners"][0])
     (authz,) = (each for each in manager["http_filters"] if each["name"] == "envoy.filters.http.ext_authz")
     metadata = {each["key"]: each["value"] for each in authz["typed_config"]["grpc_service"]["initial_metadata"]}
-    assert metadata == {EDGE_METADATA_KEY: "%ENVIRONMENT(SIGNET_EDGE_INSTANCE)%"}
+    assert metadata == {
+        EDGE_METADATA_KEY: "%ENVIRONMENT(SIGNET_EDGE_INSTANCE)%",
+        EDGE_BODY_BYTES_KEY: "131072",
+    }
     assert EDGE_METADATA == EDGE_METADATA_KEY
 
 
