@@ -110,7 +110,7 @@ def _take_in(state: BreakerState, seen: Seen, now_ms: int, plan: BreakerPlan) ->
 def _closed(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerState:
     enough = state.errors.weight_at(now_ms, time_constant_ms=plan.time_constant_ms) >= plan.min_samples
     if enough and (state.errors.mean >= plan.trip_errors or state.slowness.mean >= plan.trip_slowness):
-        return _open(state, now_ms, plan)
+        return trip(state, now_ms, plan)
     if state.errors.mean > plan.clear_errors or state.slowness.mean > plan.clear_slowness:
         return replace(state, healthy_since_ms=None)
     if state.healthy_since_ms is None:
@@ -122,7 +122,7 @@ def _closed(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerState
 
 def _half_open(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerState:
     if state.probes_failed > plan.probes_may_fail:
-        return _open(state, now_ms, plan)
+        return trip(state, now_ms, plan)
     if state.probes >= plan.probes_needed:
         # What was seen while it was open speaks of a time that is over.
         return replace(
@@ -131,9 +131,10 @@ def _half_open(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerSt
     return state
 
 
-def _open(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerState:
+def trip(state: BreakerState, now_ms: int, plan: BreakerPlan, *, least_dwell_ms: int = 0) -> BreakerState:
+    """Open the breaker (docs/reference/breaker.md §3). `least_dwell_ms`: as long at least, to the plan's cap (§9)."""
     # 2^relapses would grow without end; past the cap its value does not matter.
-    dwell_ms = min(plan.max_dwell_ms, plan.base_dwell_ms << min(state.relapses, 32))
+    dwell_ms = min(plan.max_dwell_ms, max(least_dwell_ms, plan.base_dwell_ms << min(state.relapses, 32)))
     return replace(_enter(state, Phase.OPEN, now_ms), dwell_ms=dwell_ms, relapses=state.relapses + 1)
 
 

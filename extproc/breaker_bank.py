@@ -21,6 +21,7 @@ from extproc.stress_action import Action, StressAction, choose, is_relaxing
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from extproc.breaker_peers import BreakerPeers
     from extproc.plan import BreakerPlan
 
 LOG: Final = logging.getLogger("signet.breaker")
@@ -100,10 +101,18 @@ class _Breaker:
 
 
 class BreakerBank:
-    """Owned by one event loop. `routes`: names of the guarded routes."""
+    """Owned by one event loop. `routes`: names of the guarded routes. `peers`: where one listens to other instances."""
 
-    def __init__(self, plan: BreakerPlan, routes: Sequence[str], signals: Signals, *, now_ms: int) -> None:
-        self._plan, self._signals = plan, signals
+    def __init__(
+        self,
+        plan: BreakerPlan,
+        routes: Sequence[str],
+        signals: Signals,
+        *,
+        now_ms: int,
+        peers: BreakerPeers | None = None,
+    ) -> None:
+        self._plan, self._signals, self._peers = plan, signals, peers
         self._numbers = {name: number for number, name in enumerate(routes)}
         self._breakers = [self._new(number, now_ms) for number in range(len(routes))]
 
@@ -230,6 +239,8 @@ class BreakerBank:
             state = advance(before, seen, now_ms, self._plan)
             for theirs in self._signals.states(number):
                 state = _adopt(state, theirs)
+            if self._peers is not None:
+                state = self._peers.step(number, state, seen, now_ms)
             breaker.state = state
             if state.phase is Phase.HALF_OPEN and before.phase is not Phase.HALF_OPEN:
                 breaker.probes.begin(_tried(totals), totals.probes, now_ms)

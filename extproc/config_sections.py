@@ -36,6 +36,8 @@ class FilterSection:
     drain_timeout_s: int = field(default=10, metadata=rule(Number(1, 300, "seconds")))
     retry_after_s: int = field(default=1, metadata=rule(Number(1, 3600, "seconds")))
     max_header_bytes: int = field(default=49_152, metadata=rule(Number(1024, 49_152, "bytes; PCH §6 caps it at 49152")))
+    breaker_share: str = field(default="off", metadata=rule(Choice(("off", "redis"))))
+    breaker_share_interval_ms: int = field(default=250, metadata=rule(Number(50, 5_000, "milliseconds")))
 
 
 @dataclass(frozen=True, slots=True)

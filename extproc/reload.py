@@ -14,6 +14,11 @@ def needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
         "filter.socket_dir": (old.filter.socket_dir, new.filter.socket_dir),
         "filter.workers": (old.filter.workers, new.filter.workers),
         "filter.socket_mode": (old.filter.socket_mode, new.filter.socket_mode),
+        "filter.breaker_share": (old.filter.breaker_share, new.filter.breaker_share),
+        "filter.breaker_share_interval_ms": (
+            old.filter.breaker_share_interval_ms,
+            new.filter.breaker_share_interval_ms,
+        ),
         "filter.max_age_s": (old.filter.max_age_s, new.filter.max_age_s),
         "nonce_store": (old.nonce_store, new.nonce_store),
         "receipts.url": (old.receipts.url, new.receipts.url),

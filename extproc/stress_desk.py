@@ -6,10 +6,12 @@ The desk of one worker: quotas and breakers for the rules in force. What it deci
 from __future__ import annotations
 
 import logging
+import secrets
 from typing import TYPE_CHECKING, Final
 
 from extproc.breaker import Phase
 from extproc.breaker_bank import BreakerBank, OwnSignals, Signals
+from extproc.breaker_peers import BreakerPeers
 from extproc.errors import BreakerOpen
 from extproc.priority import Priority
 from extproc.quota import Quota
@@ -85,6 +87,21 @@ class StressTelemetry:
         self.quota_refusals = Counter(
             "signet_quota_refusals", "Requests over their subject's quota", ["route"], registry=registry
         )
+        self.share_up = Gauge(
+            "signet_breaker_share_up",
+            "1 while breakers are shared with other instances, 0 while this one goes on alone",
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.share_peers = Gauge(
+            "signet_breaker_share_peers",
+            "Other instances that were heard in the last round",
+            registry=registry,
+            multiprocess_mode="max",
+        )
+        self.share_refused = Counter(
+            "signet_breaker_share_refused", "Words of other instances that were not understood", registry=registry
+        )
 
 
 class StressDesk:
@@ -101,6 +118,7 @@ class StressDesk:
     ) -> None:
         self._telemetry, self._index, self._now_ms, self._random_below = telemetry, index, now_ms, random_below
         self._board: SignalBoard | None = None
+        self.peers: BreakerPeers | None = None
         self.load(config)
 
     def load(self, config: FilterConfig) -> None:
@@ -119,7 +137,10 @@ class StressDesk:
         if names and workers > 1:
             signals = self._board = self._open_board(config.filter.socket_dir, names, workers) or signals  # type: ignore[assignment]
         self._names = names
-        self._bank = BreakerBank(self._plan, names, signals, now_ms=self._now_ms())
+        # One worker listens for all: the others take its state over from the board.
+        shared = bool(names) and self._index == 0 and config.filter.breaker_share == "redis"
+        self.peers = BreakerPeers(self._plan, names, secrets.token_hex) if shared else None
+        self._bank = BreakerBank(self._plan, names, signals, now_ms=self._now_ms(), peers=self.peers)
         if old is not None:
             old.close()
 

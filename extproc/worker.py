@@ -25,6 +25,7 @@ from extproc import breaker_bank
 from extproc.access_log import AccessLog
 from extproc.body_telemetry import BodyTelemetry
 from extproc.body_verdict import BodyVerdicts
+from extproc.breaker_share import BreakerShare
 from extproc.challenge_supply import ChallengeSupply
 from extproc.config import ConfigError, FilterConfig, load_config, read_config_file
 from extproc.custody import degraded_text, open_sealing_keys
@@ -103,8 +104,15 @@ class Worker:
             telemetry=self._telemetry,
             random_bytes=secrets.token_bytes,
         )
-        self._stress = StressDesk(
-            config, StressTelemetry(REGISTRY), index=index, now_ms=now_ms, random_below=secrets.randbelow
+        stress_telemetry = StressTelemetry(REGISTRY)
+        self._stress = StressDesk(config, stress_telemetry, index=index, now_ms=now_ms, random_below=secrets.randbelow)
+        self._share = BreakerShare(
+            config.nonce_store.url,
+            lambda: self._stress.peers,
+            stress_telemetry,
+            interval_ms=config.filter.breaker_share_interval_ms,
+            now_ms=now_ms,
+            random_below=secrets.randbelow,
         )
         parts = Parts(
             rules=lambda: self._rules,
@@ -169,10 +177,11 @@ class Worker:
         ticking = asyncio.create_task(self._tick_forever())
         recording = asyncio.create_task(self._outcomes.run())
         steering = asyncio.create_task(self._steer_forever())
+        sharing = asyncio.create_task(self._share.run())
         try:
             await stop.wait()
         finally:
-            await self._drain(watching, ticking, recording, steering)
+            await self._drain(watching, ticking, recording, steering, sharing)
 
     async def _drain(self, *tasks: asyncio.Task[None]) -> None:
         LOG.info("worker %d drains", self._index)

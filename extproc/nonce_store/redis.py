@@ -194,7 +194,7 @@ class RedisNonceStore:
             backoff_s = min(backoff_s * 2, MAX_BACKOFF_S)
 
     async def _connect(self) -> None:
-        connection = _connection(self._url, self._timeout_s)
+        connection = open_connection(self._url, self._timeout_s)
         try:
             async with asyncio.timeout(self._timeout_s):
                 await connection.connect()
@@ -318,7 +318,7 @@ def _explain(error: ResponseError) -> str:
     return f"the server answers {type(error).__name__}"
 
 
-def _connection(url: str, timeout_s: float) -> Any:
+def open_connection(url: str, timeout_s: float) -> Any:
     """Build a connection that never retries, whatever the URL says; TLS options of the URL are kept."""
     options: dict[str, Any] = {
         name: value for name, value in parse_url(url).items() if name in _URL_OPTIONS or name.startswith("ssl_")
