@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import msgspec
 import pytest
@@ -142,7 +143,24 @@ def test_opening_heard_while_open_is_the_same_trip() -> None:
     assert peers.step(0, BreakerState(epoch=3), Seen(), T0_MS).phase is Phase.CLOSED
 
 
-GOOD = [1, "0" * 32, 1, [[1, 0, 0, None, 0]]]
+GOOD: list[Any] = [1, "0" * 32, 1, [[1, 0, 0, None, 0]]]
+
+
+MALFORMED: list[Any] = [
+    {},
+    [2, *GOOD[1:]],
+    [*GOOD, 1],
+    [1, "0" * 31, 1, GOOD[3]],
+    [1, "0" * 32 + "\n", 1, GOOD[3]],
+    [1, "0" * 32, -1, GOOD[3]],
+    [1, "0" * 32, 1, []],
+    [1, "0" * 32, 1, [[1, 0, 0, None, 0]] * 2],
+    [1, "0" * 32, 1, [[-1, 0, 0, None, 0]]],
+    [1, "0" * 32, 1, [[1.5, 0, 0, None, 0]]],
+    [1, "0" * 32, 1, [[1, 0, 0, "AB" * 8, 1]]],
+    [1, "0" * 32, 1, [[1, 0, 0, "ab" * 8, 86_400_001]]],
+    [1, "0" * 32, 1, [[1, 0, 0, None, 0, 0]]],
+]
 
 
 @pytest.mark.parametrize(
@@ -151,30 +169,23 @@ GOOD = [1, "0" * 32, 1, [[1, 0, 0, None, 0]]]
         b"",
         b"\xc1",
         b"x" * (MAX_WORD_BYTES + 1),
-        *(
-            msgspec.msgpack.encode(value)
-            for value in (
-                {},
-                [2, *GOOD[1:]],
-                [*GOOD, 1],
-                [1, "0" * 31, 1, GOOD[3]],
-                [1, "0" * 32 + "\n", 1, GOOD[3]],
-                [1, "0" * 32, -1, GOOD[3]],
-                [1, "0" * 32, 1, []],
-                [1, "0" * 32, 1, [[1, 0, 0, None, 0]] * 2],
-                [1, "0" * 32, 1, [[-1, 0, 0, None, 0]]],
-                [1, "0" * 32, 1, [[1.5, 0, 0, None, 0]]],
-                [1, "0" * 32, 1, [[1, 0, 0, "AB" * 8, 1]]],
-                [1, "0" * 32, 1, [[1, 0, 0, "ab" * 8, 86_400_001]]],
-                [1, "0" * 32, 1, [[1, 0, 0, None, 0, 0]]],
-            )
-        ),
+        *(msgspec.msgpack.encode(value) for value in MALFORMED),
     ],
 )
 def test_word_that_is_not_understood_is_refused_and_the_others_count(bad: bytes) -> None:
     peers = BreakerPeers(PLAN, ["a"], number_hex)
     assert peers.hear([bad, msgspec.msgpack.encode(GOOD)], T0_MS) == 1
     assert peers.peers == 1
+
+
+def test_word_that_is_still_there_in_the_next_round_counts_once() -> None:
+    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers.hear([word(sequence=1)], T0_MS)
+    for samples in (5, 90):
+        peers.hear([word(sequence=2, samples=samples, failed=samples)], T0_MS)
+    assert peers._shared[0].heard == Seen(samples=5, failed=5)
+    peers.hear([word(sequence=3, samples=7, failed=9)], T0_MS)
+    assert peers._shared[0].heard == Seen(samples=7, failed=7), "no more failed than there were"
 
 
 def test_more_peers_than_the_bound_are_not_read() -> None:

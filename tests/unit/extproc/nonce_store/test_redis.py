@@ -498,12 +498,12 @@ async def test_a_tcp_url_with_a_database_number_is_followed(own_redis_server: St
 
 
 def test_a_connection_never_retries_and_checks_certificates() -> None:
-    plain = redis_module._connection("redis://h/0?retry_on_timeout=true&health_check_interval=3", 0.25)
+    plain = redis_module.open_connection("redis://h/0?retry_on_timeout=true&health_check_interval=3", 0.25)
     assert plain.retry.get_retries() == 0
     assert plain.retry_on_error == []
     assert plain.health_check_interval == 0
     assert plain.socket_connect_timeout == 0.25
-    secure = redis_module._connection("rediss://h/0", 0.25)
+    secure = redis_module.open_connection("rediss://h/0", 0.25)
     assert isinstance(secure, redis.asyncio.SSLConnection)
     assert secure.cert_reqs == ssl.CERT_REQUIRED
     assert secure.check_hostname
