@@ -27,6 +27,9 @@ MAX_QUEUED_EVENTS: Final = 256
 TIMEOUT_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
+CANCEL_TIMEOUT_S: Final = 0.25
+MAX_CANCELS: Final = 4
+"""A second at most for the tasks' end: the service's own end never waits for the bus."""
 RELOAD_PERIOD_S: Final = 1.0
 """A flood of `config.updated` makes one reload in this time at most."""
 CONFIG_UPDATED: Final = "config.updated"
@@ -86,7 +89,7 @@ class EventBus:
             ]
 
     async def stop(self) -> None:
-        """Send what is queued within a second, then end."""
+        """Send what is queued within a second, then end within another."""
         if self._tasks and self._waiting:
             self._sent.clear()
             with contextlib.suppress(TimeoutError):
@@ -94,9 +97,15 @@ class EventBus:
         self._lagged.inc(len(self._waiting))
         self._waiting.clear()
         self._loop = None
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        for _ in range(MAX_CANCELS):
+            # More than once: a client that closes its connection may take the cancelling for that one's end.
+            for task in pending:
+                task.cancel()
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=CANCEL_TIMEOUT_S)
+        if pending:
+            LOG.warning("the bus does not end")
         self._tasks.clear()
 
     async def _keep(self, work: Callable[[Any], Awaitable[None]]) -> None:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 from kms.clock import SYSTEM_CLOCK
 from kms.config_sections import KmsConfig
 from kms.config_values import ConfigError
-from kms.events import MAX_QUEUED_EVENTS, PUBLISHED, EventBus
+from kms.events import MAX_CANCELS, MAX_QUEUED_EVENTS, PUBLISHED, EventBus
 from kms.notices import Notices
 from kms.telemetry import Telemetry
 from tests.support.redis_server import redis_server
@@ -118,6 +118,33 @@ async def test_after_an_outage_of_the_bus_events_flow_again(tmp_path_factory):
             assert ("kms.ready", {"ready": True}) in await read(subscription, 2)
         await bus.stop()
     assert lagged(telemetry) == 0
+
+
+@pytest.mark.parametrize(("swallowed", "left"), [(1, 0), (2, 0), (MAX_CANCELS + 5, 1)])
+async def test_a_client_that_swallows_its_cancelling_does_not_hold_up_the_end(monkeypatch, swallowed, left):
+    """The end is bounded either way: by another cancelling, or by leaving the task behind."""
+    bus, times = bus_on("redis://127.0.0.1:1"), []
+
+    async def deaf(_client):
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                times.append(1)
+                if len(times) > swallowed:
+                    raise
+
+    monkeypatch.setattr(bus, "_listen", deaf)
+    bus.start()
+    await asyncio.sleep(0)
+    tasks = [task for task in asyncio.all_tasks() if task.get_name() == "kms-bus-listen"]
+    async with asyncio.timeout(TIMEOUT_S):
+        await bus.stop()
+    assert sum(not task.done() for task in tasks) == left
+    assert len(times) == min(swallowed + 1, MAX_CANCELS)
+    while not tasks[0].done():
+        tasks[0].cancel()
+        await asyncio.sleep(0)
 
 
 async def test_without_a_url_nothing_is_kept_and_nothing_runs():
