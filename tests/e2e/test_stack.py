@@ -129,7 +129,11 @@ def test_killed_supervisor_leaves_nothing_running_after_down(var: Path) -> None:
     everything = list(processes_of_run(state["run_id"]))
     os.kill(state["supervisor"], signal.SIGKILL)
     assert down(var)
-    assert not [each for each in everything if each.alive()]
+    # One that has given its memory back carries no mark any more, and runs until the kernel is through with it.
+    deadline = time.monotonic() + 2
+    while any(each.alive() for each in everything):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert not is_running(var)
 
 
