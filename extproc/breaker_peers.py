@@ -73,17 +73,18 @@ class _Shared:
 class BreakerPeers:
     """The shared side of one instance's breakers. Owned by one event loop.
 
-    `routes`: names of the guarded routes, the same in all that share. `random_hex`: gives so many random bytes in hex.
+    `realm` and `routes`, the names of the guarded ones: the same in all that share. `random_hex`: gives so many random
+    bytes in hex.
     """
 
-    def __init__(self, plan: BreakerPlan, routes: Sequence[str], random_hex: Callable[[int], str]) -> None:
+    def __init__(self, plan: BreakerPlan, realm: str, routes: Sequence[str], random_hex: Callable[[int], str]) -> None:
         self._plan, self._random_hex = plan, random_hex
         self._instance, self._sequence = random_hex(16), 0
         self._shared = [_Shared() for _ in routes]
         self._peers: dict[str, PeerWord] = {}
-        names = msgspec.json.encode([list(routes), plan], order="sorted")
+        names = msgspec.json.encode([realm, list(routes), plan], order="sorted")
         self.group: Final = hashlib.sha256(names).hexdigest()[:16]
-        """Only instances of the same routes and thresholds understand each other's counts."""
+        """Only instances of the same realm, routes and thresholds understand each other's counts."""
 
     @property
     def peers(self) -> int:

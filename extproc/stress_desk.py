@@ -139,7 +139,7 @@ class StressDesk:
         self._names = names
         # One worker listens for all: the others take its state over from the board.
         shared = bool(names) and self._index == 0 and config.filter.breaker_share == "redis"
-        self.peers = BreakerPeers(self._plan, names, secrets.token_hex) if shared else None
+        self.peers = BreakerPeers(self._plan, config.filter.realm, names, secrets.token_hex) if shared else None
         self._bank = BreakerBank(self._plan, names, signals, now_ms=self._now_ms(), peers=self.peers)
         if old is not None:
             old.close()

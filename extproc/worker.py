@@ -52,7 +52,7 @@ from receipts.refusals import RefusalLimiter
 from receipts.writer import ReceiptWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
 LOG: Final = logging.getLogger("signet.worker")
@@ -60,6 +60,9 @@ TICK_S: Final = 1.0
 """How often summaries are written and the status file is renewed."""
 OUTCOME_DRAIN_S: Final = 1.0
 """How long a draining worker goes on recording outcomes."""
+MAX_CANCELS: Final = 4
+CANCEL_WAIT_S: Final = 0.25
+"""How often a task is told to end, and how long each time is waited for it."""
 
 
 PARTS: Final = ("nonce_store", "receipts", "keyring", "sealing")
@@ -74,6 +77,24 @@ refused, so the default of 700 spent a third of the CPU on looking at the same o
 def now_ms() -> int:
     """Read the wall clock in milliseconds since the epoch."""
     return time.time_ns() // 1_000_000
+
+
+async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks that run for ever and see them end, within `MAX_CANCELS` times `CANCEL_WAIT_S`.
+
+    More than once: a client that is about to connect may take the cancelling for its connection's end.
+    """
+    pending = set(tasks)
+    for _ in range(MAX_CANCELS):
+        for task in pending:
+            task.cancel()
+        done, pending = await asyncio.wait(pending, timeout=CANCEL_WAIT_S)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                LOG.error("a task of the worker had ended: %s", type(error).__name__)
+        if not pending:
+            return
+    LOG.error("%d tasks of the worker do not end; it goes on without them", len(pending))
 
 
 def worker_share(per_s: int, workers: int) -> int:
@@ -186,9 +207,7 @@ class Worker:
     async def _drain(self, *tasks: asyncio.Task[None]) -> None:
         LOG.info("worker %d drains", self._index)
         await self._server.stop(self.config.filter.drain_timeout_s)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end_tasks(tasks)
         await self._outcomes.drain(OUTCOME_DRAIN_S)
         await self._write_summaries(final=True)
         await self._nonce_store.close()

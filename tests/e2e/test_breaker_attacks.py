@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import TYPE_CHECKING, Final
@@ -11,6 +12,7 @@ import pytest
 from tests.e2e.attack_stage import Attacker, Stage, attack, open_stage, wait_until
 from tests.e2e.attack_wire import Http2Session, _H2Stream
 from tests.support.outcomes import outcomes_of
+from tests.support.redis_server import redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -89,3 +91,17 @@ def test_what_the_app_answers_itself_opens_the_breaker(stage: Stage) -> None:
             return phase(stage) > 0
 
         wait_until(fails_once_more, "the breaker opens")
+
+
+def test_a_second_instance_hears_of_it_over_redis(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with redis_server() as url, contextlib.ExitStack() as stages:
+        toml = {"plan.breaker": BREAKER, "filter": {"breaker_share": "redis"}, "nonce_store": {"url": url}}
+        failing, other = (stages.enter_context(open_stage(tmp_path_factory.mktemp("s"), toml=toml)) for _ in range(2))
+        with attack(failing, "http2") as attacker:
+
+            def the_other_is_open() -> bool:
+                attacker.send(attacker.signed(attacker.request(attacker.target("/big", "?status=503"))))
+                return phase(other) > 0
+
+            wait_until(the_other_is_open, "the breaker opens where nothing failed", within_s=10.0)
+        assert "signet_breaker_share_peers 1.0" in other.admin_text("/metrics").decode()

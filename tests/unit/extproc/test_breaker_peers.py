@@ -35,7 +35,7 @@ class Instances:
 
     def __init__(self, count: int, plan: BreakerPlan = PLAN) -> None:
         self.passed_ms = 0
-        self.peers = [BreakerPeers(plan, ["a"], number_hex) for _ in range(count)]
+        self.peers = [BreakerPeers(plan, "r", ["a"], number_hex) for _ in range(count)]
         self.banks = [
             BreakerBank(plan, ["a"], OwnSignals(1), now_ms=self.clock(number), peers=peers)
             for number, peers in enumerate(self.peers)
@@ -115,14 +115,14 @@ def test_success_of_others_keeps_no_breaker_closed() -> None:
 
 def test_dwell_is_never_shorter_than_the_own_nor_longer_than_the_cap() -> None:
     for relapses, left_ms, dwell_ms in ((0, 1, 1_000), (2, 1, 4_000), (0, 3_000, 3_000), (0, 86_400_000, 8_000)):
-        peers = BreakerPeers(PLAN, ["a"], number_hex)
+        peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
         assert peers.hear([word(opening="ab" * 8, left_ms=left_ms)], T0_MS) == 0
         state = peers.step(0, BreakerState(relapses=relapses), Seen(), T0_MS)
         assert (state.phase, state.dwell_ms, state.relapses) == (Phase.OPEN, dwell_ms, relapses + 1)
 
 
 def test_opening_is_taken_over_once_and_not_when_its_dwell_is_over() -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     peers.hear([word(opening="ab" * 8, left_ms=500)], T0_MS)
     assert peers.step(0, BreakerState(), Seen(), T0_MS + 500).phase is Phase.CLOSED
     peers.hear([word(sequence=2, opening="cd" * 8, left_ms=500)], T0_MS)
@@ -135,7 +135,7 @@ def test_opening_is_taken_over_once_and_not_when_its_dwell_is_over() -> None:
 
 
 def test_opening_heard_while_open_is_the_same_trip() -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     own = BreakerState(phase=Phase.OPEN, epoch=1, since_ms=T0_MS, dwell_ms=1_000, relapses=1)
     peers.hear([word(opening="ab" * 8, left_ms=8_000)], T0_MS)
     assert peers.step(0, own, Seen(), T0_MS) == own
@@ -173,13 +173,13 @@ MALFORMED: list[Any] = [
     ],
 )
 def test_word_that_is_not_understood_is_refused_and_the_others_count(bad: bytes) -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     assert peers.hear([bad, msgspec.msgpack.encode(GOOD)], T0_MS) == 1
     assert peers.peers == 1
 
 
 def test_word_that_is_still_there_in_the_next_round_counts_once() -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     peers.hear([word(sequence=1)], T0_MS)
     for samples in (5, 90):
         peers.hear([word(sequence=2, samples=samples, failed=samples)], T0_MS)
@@ -189,13 +189,13 @@ def test_word_that_is_still_there_in_the_next_round_counts_once() -> None:
 
 
 def test_more_peers_than_the_bound_are_not_read() -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     peers.hear([word(1_000 + number) for number in range(MAX_PEERS + 5)], T0_MS)
     assert peers.peers == MAX_PEERS
 
 
 def test_openings_are_remembered_to_a_bound() -> None:
-    peers = BreakerPeers(PLAN, ["a"], number_hex)
+    peers = BreakerPeers(PLAN, "r", ["a"], number_hex)
     state = BreakerState(phase=Phase.OPEN, epoch=1, since_ms=T0_MS, dwell_ms=1_000)
     for number in range(MAX_KNOWN_OPENINGS + 9):
         peers.hear([word(sequence=number + 1, opening=f"{number:016x}", left_ms=9)], T0_MS)
@@ -203,12 +203,17 @@ def test_openings_are_remembered_to_a_bound() -> None:
     assert len(peers._shared[0].known) == MAX_KNOWN_OPENINGS
 
 
-def test_instances_of_other_routes_or_thresholds_are_another_group() -> None:
+def test_instances_of_another_realm_other_routes_or_thresholds_are_another_group() -> None:
     groups = {
-        BreakerPeers(plan, routes, number_hex).group
-        for plan, routes in ((PLAN, ["a"]), (PLAN, ["a", "b"]), (BreakerPlan(), ["a"]))
+        BreakerPeers(plan, realm, routes, number_hex).group
+        for plan, realm, routes in (
+            (PLAN, "r", ["a"]),
+            (PLAN, "s", ["a"]),
+            (PLAN, "r", ["a", "b"]),
+            (BreakerPlan(), "r", ["a"]),
+        )
     }
-    assert len(groups) == 3
+    assert len(groups) == 4
 
 
 words = st.builds(
@@ -236,7 +241,7 @@ ticks = st.lists(
 @given(ticks)
 def test_bound_on_openings_holds_whatever_the_others_say(history: list[tuple[list[bytes], int, int]]) -> None:
     plan = replace_plan(forgive_after_ms=86_400_000, max_dwell_ms=86_400_000)
-    peers = BreakerPeers(plan, ["a"], number_hex)
+    peers = BreakerPeers(plan, "r", ["a"], number_hex)
     state, now_ms, openings = BreakerState(), T0_MS, 0
     for heard, bad, passed_ms in history:
         now_ms += passed_ms
@@ -258,7 +263,7 @@ def test_bound_on_openings_holds_whatever_the_others_say(history: list[tuple[lis
 def test_words_only_make_more_careful(history: list[tuple[list[bytes], int, int]]) -> None:
     """In one step from any state the alone one is never the more careful of the two."""
     rank = {Phase.CLOSED: 0, Phase.HALF_OPEN: 1, Phase.OPEN: 2}
-    peers, state, now_ms = BreakerPeers(PLAN, ["a"], number_hex), BreakerState(), T0_MS
+    peers, state, now_ms = BreakerPeers(PLAN, "r", ["a"], number_hex), BreakerState(), T0_MS
     for heard, bad, passed_ms in history:
         now_ms += passed_ms
         peers.hear(heard, now_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
+from extproc import worker
+from extproc.worker import end_tasks
 from receipts.chain import ChainVerifier
 from receipts.receipt import DecisionReceipt, SummaryReceipt
 from receipts.store_sqlite import SqliteReceiptStore
@@ -218,3 +221,39 @@ def test_start_that_cannot_be_is_one_clear_line_and_ends(obstacle: str, said: st
         assert process.wait(15) == 1
         assert said in folder.logged()
         assert "Traceback" not in folder.logged()
+
+
+async def test_tasks_end_although_one_takes_the_first_cancelling_for_something_else() -> None:
+    async def hard_of_hearing() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    async def broken() -> None:
+        raise RuntimeError("gone long ago")
+
+    tasks = [asyncio.create_task(work()) for work in (hard_of_hearing, broken)]
+    await asyncio.sleep(0)
+    await end_tasks(tasks)
+    assert [task.done() for task in tasks] == [True, True]
+
+
+async def test_a_task_that_never_ends_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker, "CANCEL_WAIT_S", 0.01)
+    enough = False
+
+    async def deaf() -> None:
+        while not enough:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+
+    task = asyncio.create_task(deaf())
+    await asyncio.sleep(0)
+    await end_tasks([task])
+    assert not task.done()
+    assert "1 tasks of the worker do not end" in caplog.text
+    enough = True
+    task.cancel()
+    await task
