@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,19 +81,19 @@ def write_many(folder: Path, index: int) -> None:
     for number in range(2_000):
         board.add(0, Seen(samples=2, failed=1))
         board.tell(0, replace(STATE, epoch=number, since_ms=number, dwell_ms=number, relapses=number))
-    os._exit(0)
 
 
 def test_two_processes_that_write_at_once_lose_nothing_and_are_never_read_half(tmp_path: Path) -> None:
     reader = SignalBoard(tmp_path, ROUTES, 0, 2)
-    writer = multiprocessing.get_context("fork").Process(target=write_many, args=(tmp_path, 1))
+    writer = multiprocessing.get_context("spawn").Process(target=write_many, args=(tmp_path, 1))
     writer.start()
     read = 0
     while writer.is_alive():
         for state in reader.states(0):
             read += 1
             assert state.epoch == state.since_ms == state.dwell_ms == state.relapses
-    writer.join()
+    writer.join(60)
+    assert writer.exitcode == 0
     assert reader.totals(0) == Seen(samples=4_000, failed=2_000)
     assert reader.states(0)[0].epoch == 1_999
     assert read > 0
