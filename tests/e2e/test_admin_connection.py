@@ -28,15 +28,21 @@ async def app(scope: Any, _receive: Any, send: Any) -> None:
 
 
 @pytest.fixture
-async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+async def served(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[int, set[Any]]]:
+    """A server's port, and the connections that it has."""
     monkeypatch.setattr(admin_connection, "STALL_LIMIT_S", LIMIT_S)
     config = uvicorn.Config(app, http=AdminConnection, log_config=None, lifespan="off")
     config.load()
     server = uvicorn.Server(config)
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: AdminConnection(config, server.server_state, {}), "127.0.0.1", 0)
-    yield listener.sockets[0].getsockname()[1]
+    yield listener.sockets[0].getsockname()[1], server.server_state.connections
     listener.close()
+
+
+@pytest.fixture
+def port(served: tuple[int, set[Any]]) -> int:
+    return served[0]
 
 
 @pytest.mark.parametrize(
@@ -62,10 +68,15 @@ async def test_connection_that_stands_still_is_closed(port: int, sent: bytes) ->
     writer.close()
 
 
-async def test_answer_that_nobody_reads_is_given_up(port: int) -> None:
+async def test_answer_that_nobody_reads_is_given_up(served: tuple[int, set[Any]]) -> None:
+    port, connections = served
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
     writer.write(HEAD % b"/large" + b"\r\n")
-    await asyncio.sleep(LIMIT_S * 5)
+    async with asyncio.timeout(20):
+        while not connections:
+            await asyncio.sleep(0.01)
+        while connections:
+            await asyncio.sleep(0.01)
     received = 0
     async with asyncio.timeout(10):
         with pytest.raises((ConnectionError, EOFError)):

@@ -367,7 +367,8 @@ def test_what_envoy_drops_is_counted_as_missing(own: Stage) -> None:
     with watched(own) as watch, attack(own, "http2") as attacker, stopped(own) as stop:
         # Its stream is open now, on the thread that serves this connection.
         outcome(own, pass_once(attacker)[0])
-        query = f"?bytes=0&delay_ms=2500&padding={'x' * 8000}"
+        # Long enough that none has ended before the filter stands still, also on a slow machine.
+        query = f"?bytes=0&delay_ms=7000&padding={'x' * 8000}"
         for _ in range(100):
             request = attacker.request(attacker.target(rest=query))
             begin(attacker, attacker.signed(request, challenge=own.mint(attacker.session.binding)))

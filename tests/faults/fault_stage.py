@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.e2e.attack_request import Request
-from tests.e2e.attack_stage import Attacker, Stage, attack
+from tests.e2e.attack_stage import Attacker, Stage, attack, wait_until
 from tests.e2e.attack_wire import Answer
+from tests.support.filter_process import running
 
 PATIENCE_S = 30.0
 POLL_S = 0.05
@@ -67,8 +68,14 @@ class FaultStage:
             time.sleep(POLL_S)
 
     def worker_pid(self, index: int) -> int:
-        status = json.loads((self.var / "run" / f"signet-{index}.status.json").read_text())
-        return int(status["pid"])
+        """Give the pid of a worker that runs; one that was killed stands in the file until the next one writes it."""
+
+        def named() -> int:
+            status = json.loads((self.var / "run" / f"signet-{index}.status.json").read_text())
+            pid = int(status["pid"])
+            return pid if running(pid) else 0
+
+        return wait_until(named, f"worker {index} runs")
 
     def worker_pids(self) -> list[int]:
         return [self.worker_pid(0), self.worker_pid(1)]
