@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import enum
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, Protocol
@@ -17,11 +18,11 @@ import msgspec
 
 from extproc.outcome import outcome_key
 from extproc.stress_action import Action
-from receipts.errors import ReceiptTooLarge, StoreError
+from receipts.errors import ReceiptTooLarge, StoreCorrupt, StoreError
 from receipts.facts import EventFacts
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import ID_RANDOM_BYTES, new_receipt_id
-from receipts.store import StoredReceipt
+from receipts.store import PrunedReceipt, StoredReceipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ MAX_BATCH_OUTCOMES: Final = 128
 """Outcomes handed to the writer at once; half of a commit, so that decisions always find room in the next one."""
 RETRY_AFTER_S: Final = 0.25
 """Pause after the store took nothing."""
+MAX_FAILED_LOOKUPS: Final = 8
+"""How often one outcome's decision may fail to be looked up, for a cause of its own, before the outcome is lost."""
 DROPPED_EVENT: Final = "outcomes_dropped"
 
 
@@ -98,10 +101,22 @@ class _Decision(msgspec.Struct, frozen=True):
 
 @dataclass(slots=True)
 class _Pending:
-    """`tried`: it was handed to the writer before, and may be durable although the writer did not say so."""
+    """`tried`: it was handed to the writer before, and may be durable although the writer did not say so.
+
+    `failed_lookups`: how often its decision could not be looked up, for a cause of its own.
+    """
 
     outcome: Outcome
     tried: bool = False
+    failed_lookups: int = 0
+
+
+class _NoDecision(enum.Enum):
+    """Why an outcome has no decision to go by: no request was allowed under its id, it cannot be had, or not now."""
+
+    UNKNOWN = enum.auto()
+    LOST = enum.auto()
+    LATER = enum.auto()
 
 
 _decision: Final = msgspec.json.Decoder(_Decision)
@@ -217,17 +232,20 @@ class OutcomeRecorder:
         return not again
 
     async def _record(self, batch: Sequence[_Pending]) -> list[_Pending]:
-        """Write the outcomes of known decisions; return those to try again."""
-        decisions = await asyncio.to_thread(self._decisions, [each.outcome.decision_id for each in batch])
-        known = [(each, found) for each, found in zip(batch, decisions, strict=True) if found is not None]
-        self._telemetry.unknown.inc(len(batch) - len(known))
+        """Write the outcomes of known decisions; return those to try again. One bad entry holds up no other."""
+        looked_up = list(zip(batch, await asyncio.to_thread(self._decisions, batch), strict=True))
+        known = [(each, found) for each, found in looked_up if isinstance(found, _Decision)]
+        again = [each for each, found in looked_up if found is _NoDecision.LATER]
+        self._telemetry.unknown.inc(sum(found is _NoDecision.UNKNOWN for _, found in looked_up))
+        if lost := sum(found is _NoDecision.LOST for _, found in looked_up):
+            LOG.error("the decisions of %d outcomes cannot be read", lost)
+            self._drop("unrecordable", lost)
         tried_before = [each.tried for each, _ in known]
         for each, _ in known:
             each.tried = True
         timeout_s = self._timeout_s()
-        appends = (self._writer.append(self._draft(each.outcome, found), timeout_s) for each, found in known)
+        appends = (self._append(each.outcome, found, timeout_s) for each, found in known)
         results = await asyncio.gather(*appends, return_exceptions=True)
-        again = []
         for (each, found), tried, result in zip(known, tried_before, results, strict=True):
             if isinstance(result, StoredReceipt):
                 self._written(each.outcome, found, first=tried or not result.duplicate)
@@ -243,18 +261,37 @@ class OutcomeRecorder:
             LOG.error("%d outcomes wait for the store", len(again))
         return again
 
-    def _decisions(self, ids: Sequence[ReceiptId]) -> list[_Decision | None]:
-        """Look decisions up; None for an id under which no request was allowed. Blocks."""
-        return [self._decision_of(each) for each in ids]
+    def _decisions(self, batch: Sequence[_Pending]) -> list[_Decision | _NoDecision]:
+        """Look decisions up. Blocks. Raises StoreError when the store as a whole cannot be read."""
+        return [self._decision_of(each) for each in batch]
 
-    def _decision_of(self, receipt_id: ReceiptId) -> _Decision | None:
-        stored = self._store.get(receipt_id)
+    def _decision_of(self, pending: _Pending) -> _Decision | _NoDecision:
+        try:
+            stored = self._store.get(pending.outcome.decision_id)
+        except StoreError as error:
+            if not isinstance(error, StoreCorrupt):
+                raise
+            return self._failed(pending)
+        except Exception:
+            LOG.exception("a decision could not be looked up")
+            return self._failed(pending)
         if stored is None:
-            return None
+            return _NoDecision.UNKNOWN
+        if isinstance(stored, PrunedReceipt):
+            # Its route went with its payload. Only what allowed a request has an outcome at all.
+            return _NoDecision.LOST if stored.decision == "allow" else _NoDecision.UNKNOWN
         try:
             return _decision.decode(stored.raw)
-        except msgspec.ValidationError:
-            return None
+        except msgspec.MsgspecError:
+            return _NoDecision.UNKNOWN
+
+    @staticmethod
+    def _failed(pending: _Pending) -> _NoDecision:
+        pending.failed_lookups += 1
+        return _NoDecision.LOST if pending.failed_lookups >= MAX_FAILED_LOOKUPS else _NoDecision.LATER
+
+    async def _append(self, outcome: Outcome, decision: _Decision, timeout_s: float) -> StoredReceipt:
+        return await self._writer.append(self._draft(outcome, decision), timeout_s)
 
     def _draft(self, outcome: Outcome, decision: _Decision) -> ReceiptDraft:
         return ReceiptDraft(
@@ -276,4 +313,8 @@ class OutcomeRecorder:
         facts = outcome.facts
         # A body that ext_proc refuses with 503, say for want of room, is not the app's failure.
         status = facts.status if outcome.answered else None
-        self._observer.ended(decision.route, status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch)
+        try:
+            self._observer.ended(decision.route, status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch)
+        except Exception:
+            # The receipt is durable; to try again would tell those of the whole batch anew.
+            LOG.exception("the end of a request could not be told")

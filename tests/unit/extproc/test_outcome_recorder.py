@@ -9,12 +9,20 @@ from pathlib import Path
 import pytest
 
 from extproc import outcome_recorder
-from extproc.outcome_recorder import MAX_BATCH_OUTCOMES, NoObserver
+from extproc.outcome_recorder import MAX_BATCH_OUTCOMES, MAX_FAILED_LOOKUPS, NoObserver
 from receipts.chain import ChainVerifier
-from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, ReceiptTooLarge, StoreError, StoreTimeout
+from receipts.errors import (
+    ReceiptFormatError,
+    ReceiptStoreUnavailable,
+    ReceiptTooLarge,
+    StoreCorrupt,
+    StoreError,
+    StoreTimeout,
+)
 from receipts.facts import PolicyFacts, WindowFacts
+from receipts.prune import PrunePlan, prune
 from receipts.receipt import LogEventReceipt, OutcomeReceipt, Receipt, ReceiptDraft, parse_receipt
-from receipts.receipt_id import ReceiptId, new_receipt_id
+from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
 from tests.support.filter_parts import NOW_MS
 from tests.support.outcome_parts import OutcomeParts, end_of
 
@@ -33,7 +41,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[OutcomeParts]:
 
 
 def stored(parts: OutcomeParts) -> list[Receipt]:
-    return [parse_receipt(each.raw) for each in parts.store.read(0, 10_000)]
+    return [parse_receipt(each.raw) for each in parts.store.read(0, 10_000) if each.raw]
 
 
 def outcomes(parts: OutcomeParts) -> list[OutcomeReceipt]:
@@ -298,3 +306,64 @@ async def test_drain_gives_up_in_time_and_counts_what_it_left(parts: OutcomePart
 
 def test_no_one_has_to_listen() -> None:
     NoObserver().ended("protected", 200, 1, (), probe_epoch=None)
+
+
+@pytest.mark.parametrize(
+    ("decided", "counted", "labels"),
+    [
+        ("allow", "dropped", {"cause": "unrecordable"}),
+        ("deny", "unmatched", {"cause": "unknown_decision"}),
+    ],
+)
+async def test_a_pruned_decision_is_counted_and_holds_up_no_other(
+    parts: OutcomeParts, decided: str, counted: str, labels: dict[str, str]
+) -> None:
+    gone = await parts.decide(decided)
+    plan = PrunePlan(before_ms=1, first_seq=1, last_seq=1)
+    writer = WriterId("99999999-1111-4111-8111-111111111111")
+    await asyncio.to_thread(prune, parts.store, plan, now_ms=0, random=bytes(10), writer=writer)
+    stays = await parts.decide()
+    for each in (gone, stays):
+        parts.recorder.take(end_of(each))
+    await parts.settled()
+    assert [each.refers_to for each in outcomes(parts)] == [stays]
+    assert parts.count(counted, **labels) == 1
+    assert len(parts.heard.ends) == 1
+
+
+@pytest.mark.parametrize("error", [StoreCorrupt("a changed byte"), RuntimeError("broken")])
+async def test_a_decision_that_can_never_be_read_is_lost_after_some_tries_and_holds_up_no_other(
+    parts: OutcomeParts, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    bad, good = await parts.decide(), await parts.decide()
+    get, tries = parts.store.get, 0
+
+    def failing(receipt_id: ReceiptId) -> object:
+        nonlocal tries
+        if receipt_id == bad:
+            tries += 1
+            raise error
+        return get(receipt_id)
+
+    monkeypatch.setattr(parts.store, "get", failing)
+    for each in (bad, good):
+        parts.recorder.take(end_of(each))
+    await parts.until(lambda: parts.count("written") == 1)
+    await parts.settled()
+    assert (tries, parts.count("dropped", cause="unrecordable")) == (MAX_FAILED_LOOKUPS, 1)
+
+
+async def test_an_observer_that_fails_costs_no_receipt_and_is_told_once(
+    parts: OutcomeParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def failing(route: str, *_: object, **__: object) -> None:
+        heard.append(route)
+        raise RuntimeError("as told")
+
+    monkeypatch.setattr(parts.heard, "ended", failing)
+    for each in [await parts.decide(), await parts.decide()]:
+        parts.recorder.take(end_of(each))
+    await parts.settled()
+    assert (len(outcomes(parts)), len(heard)) == (2, 2)
