@@ -11,13 +11,14 @@ import base64
 import logging
 import random
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from extproc.file_watch import identity_of, unchanged
 from extproc.sealing_keys import KEY_BYTES, RELOAD_INTERVAL_MS, SealingKey, SealingKeyError
 from extproc.wrapped_keys import create_wrapped, read_wrapped
-from kms.errors import KmsError
+from kms.errors import BadRequest, Conflict, KmsError, NotFound
 from kms.messages import GetKeyRequest, UnwrapRequest
 from pch.errors import DependencyFault, StaleChallenge
 
@@ -36,6 +37,8 @@ START_WAIT_S: Final = 5.0
 """How long a worker's start waits for its first key; without one it starts all the same, and refuses."""
 FIRST_RETRY_S: Final = 0.1
 LONGEST_RETRY_S: Final = 2.0
+_NEVER_UNWRAPS: Final = (BadRequest, Conflict, NotFound)
+"""What the service answers about one envelope, or one version of its key: fenced, gone, or not what it wrapped."""
 
 
 class SealingKeysAway(DependencyFault):
@@ -54,14 +57,24 @@ class KmsSealingKeys:
     `clock_ms`: milliseconds since the epoch.
     """
 
-    def __init__(self, path: Path, client: KmsClient, key: str, clock_ms: Callable[[], int], max_age_s: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        client: KmsClient,
+        key: str,
+        clock_ms: Callable[[], int],
+        max_age_s: int,
+        monotonic_s: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._path, self._client, self._key, self._clock_ms = path, client, key, clock_ms
-        self._max_age_ms = max_age_s * 1000
+        self._max_age_ms, self._monotonic_s = max_age_s * 1000, monotonic_s
         # Both are replaced whole by the thread; whoever reads them sees one or the other.
         self._keys: _Unwrapped | None = None
         self._trouble: tuple[str, str] | None = None
         self._seen: FileIdentity | None = None
         self._unasked_s = 0.0
+        self._woken_s = float("-inf")
+        self._left_out: frozenset[int] = frozenset()
         self._stop, self._wake, self._first = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._work, name="sealing-keys", daemon=True)
 
@@ -134,9 +147,17 @@ class KmsSealingKeys:
             retry_s = min(retry_s * 2, LONGEST_RETRY_S)
 
     def _pause(self, seconds: float) -> None:
-        self._wake.wait(seconds)
+        """Wait for the next look. Waking brings it forward, but no sooner than `seconds` after the last time it did.
+
+        A request wakes it before anything of it is verified: whoever floods us costs the service nothing.
+        """
+        began_s = self._monotonic_s()
+        deaf_s = min(seconds, max(0.0, self._woken_s + seconds - began_s))
+        self._stop.wait(deaf_s)
+        if self._wake.wait(seconds - deaf_s):
+            self._woken_s = self._monotonic_s()
         self._wake.clear()
-        self._unasked_s += seconds
+        self._unasked_s += self._monotonic_s() - began_s
 
     def _tell(self, kind: str | None, text: str) -> None:
         trouble = None if kind is None else (kind, text)
@@ -159,15 +180,29 @@ class KmsSealingKeys:
     def _unwrap(self, epochs: list[WrappedEpoch]) -> _Unwrapped:
         known = {} if self._keys is None else self._keys.keys
         keys: dict[int, tuple[SealingKey, WrappedEpoch]] = {}
-        for each in epochs:
+        current, left_out = epochs[-1], set()
+        # The current one first: no retired one keeps it from being used.
+        for each in (current, *epochs[:-1]):
             before = known.get(each.epoch)
             if before is not None and before[1].wrapped_b64 == each.wrapped_b64:
                 keys[each.epoch] = (before[0], each)
             elif each.opens_at(self._clock_ms(), self._max_age_ms):
-                answer = self._client.unwrap(UnwrapRequest(kid=each.kid, wrapped_b64=each.wrapped_b64))
-                self._unasked_s = 0.0
-                key = base64.b64decode(answer.plaintext_key_b64)
-                if len(key) != KEY_BYTES:
-                    raise SealingKeyError(f"{self._path}: an unwrapped key is not {KEY_BYTES} bytes")
-                keys[each.epoch] = (SealingKey(each.epoch, key), each)
-        return _Unwrapped(keys[epochs[-1].epoch][0], keys)
+                try:
+                    keys[each.epoch] = (self._unwrap_one(each), each)
+                except _NEVER_UNWRAPS as error:
+                    if each is current:
+                        raise
+                    left_out.add(each.epoch)
+                    if each.epoch not in self._left_out:
+                        LOG.warning("sealing keys: epoch %d, retired, opens nothing: %s", each.epoch, error.reason)
+                    self._left_out |= {each.epoch}
+        self._left_out = frozenset(left_out)
+        return _Unwrapped(keys[current.epoch][0], keys)
+
+    def _unwrap_one(self, epoch: WrappedEpoch) -> SealingKey:
+        answer = self._client.unwrap(UnwrapRequest(kid=epoch.kid, wrapped_b64=epoch.wrapped_b64))
+        self._unasked_s = 0.0
+        key = base64.b64decode(answer.plaintext_key_b64)
+        if len(key) != KEY_BYTES:
+            raise SealingKeyError(f"{self._path}: an unwrapped key is not {KEY_BYTES} bytes")
+        return SealingKey(epoch.epoch, key)

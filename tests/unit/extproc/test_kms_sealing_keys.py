@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -17,7 +18,9 @@ from extproc.kms_sealing_keys import KmsSealingKeys, SealingKeysAway
 from extproc.sealing_keys import FileSealingKeys, SealingKeyError
 from extproc.wrapped_keys import read_wrapped, rotate_wrapped
 from kms.checkpoint_signer import KmsCheckpointSigner
+from kms.errors import BadRequest, Conflict, KmsError, NotFound, StoreUnavailable
 from kms.kid import parse_key_name
+from kms.messages import UnwrapResponse
 from kms.mint import Grant
 from pch.errors import StaleChallenge
 from receipts.checkpoint_keys import FileCheckpointSigner, KeyFileError
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from extproc.config import FilterConfig
+    from kms.messages import UnwrapRequest
 
 MAX_AGE_S = 60
 
@@ -197,6 +201,106 @@ def test_through_an_outage_the_keys_serve_and_afterwards_all_is_well_again(tmp_p
             until(lambda: keys.current().epoch == late.current().epoch == 2)
         finally:
             close(opened)
+
+
+# What anyone may cause, and what an older epoch may spoil
+
+KEY = "core/sealing/ml-kem/0b2e1f4a-5c6d-4e7f-8a9b-0c1d2e3f4a5b"
+
+
+class Counting:
+    """A key service that counts; `refused` says what it answers for a version of the key."""
+
+    def __init__(self, refused: dict[str, KmsError] | None = None) -> None:
+        self.refused = refused or {}
+        self.asked: list[str] = []
+
+    def unwrap(self, request: UnwrapRequest) -> UnwrapResponse:
+        self.asked.append(request.kid[-3:])
+        if request.kid[-2:] in self.refused:
+            raise self.refused[request.kid[-2:]]
+        return UnwrapResponse(base64.b64encode(b"k" * 32).decode(), "ml-kem", request.kid)
+
+    def get_key(self, request: object) -> None:
+        self.asked.append("key")
+
+
+def counted(tmp_path: Path, client: Counting, epochs: int = 1, wait_s: float = 5.0) -> KmsSealingKeys:
+    retired = [None if number == epochs else now_ms() for number in range(1, epochs + 1)]
+    entries = [
+        {"epoch": n, "kid": f"{KEY}#v{n}", "wrapped_b64": "AAAA", "created_ms": now_ms(), "retired_ms": retired[n - 1]}
+        for n in range(1, epochs + 1)
+    ]
+    path = tmp_path / "wrapped.json"
+    path.touch(0o600)
+    path.write_text(json.dumps({"epochs": entries}))
+    keys = KmsSealingKeys(path, client, KEY, now_ms, MAX_AGE_S)  # type: ignore[arg-type]
+    keys.start(wait_s)
+    return keys
+
+
+def test_forged_epochs_cost_the_service_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, looks = Counting(), []
+    keys = counted(tmp_path, client)
+
+    def look(*_: object) -> bool:
+        looks.append(1)
+        return True
+
+    monkeypatch.setattr("extproc.kms_sealing_keys.unchanged", look)
+    until_s = time.monotonic() + 0.8
+    while time.monotonic() < until_s:
+        with pytest.raises(StaleChallenge):
+            keys.by_epoch(999)
+        time.sleep(0.001)
+    keys.close()
+    keys._thread.join(10)
+    assert client.asked == ["#v1"], "less than ASK_EVERY_S went by"
+    assert 1 <= len(looks) <= 6, "a look each quarter of a second, and one more that was forced"
+
+
+@pytest.mark.parametrize("error", [Conflict, NotFound, BadRequest])
+def test_a_retired_epoch_that_opens_nothing_keeps_no_other_from_being_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[KmsError]
+) -> None:
+    client = Counting({"v1": error("not this one", reason="version_fenced")})
+    keys = counted(tmp_path, client, epochs=3)
+    try:
+        assert keys.problem is None
+        assert keys.current().epoch == 3
+        assert keys.by_epoch(2).epoch == 2
+        with pytest.raises(StaleChallenge):
+            keys.by_epoch(1)
+        assert client.asked[:3] == ["#v3", "#v1", "#v2"]
+        keys._seen = None  # As when the file changes.
+        keys.reload()
+        until(lambda: client.asked.count("#v1") == 2)
+        until(lambda: keys._seen is not None)
+        told = [each.getMessage() for each in caplog.records if "opens nothing" in each.getMessage()]
+        assert told == ["sealing keys: epoch 1, retired, opens nothing: version_fenced"]
+    finally:
+        keys.close()
+        keys._thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [{"v2": Conflict("fenced")}, {"v1": StoreUnavailable("away")}],
+    ids=["the current one", "the service is away"],
+)
+def test_what_is_needed_or_may_come_yet_is_asked_for_again(tmp_path: Path, refused: dict[str, KmsError]) -> None:
+    client = Counting(refused)
+    keys = counted(tmp_path, client, epochs=2, wait_s=0.05)
+    try:
+        until(lambda: client.asked.count("#v2") >= 2)
+        assert keys.problem is not None
+        client.refused = {}
+        until(lambda: keys.problem is None)
+        assert keys.by_epoch(1).epoch == 1
+        assert keys.current().epoch == 2
+    finally:
+        keys.close()
+        keys._thread.join(10)
 
 
 # What the TOML file chooses
