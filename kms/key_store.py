@@ -119,6 +119,20 @@ class KeyStore:
         except StoreClosed as error:
             raise StoreUnavailable("the key store is closed", reason="key_store") from error
 
+    def apply_now(self, changes: Sequence[KeyChange]) -> list[AppliedChange]:
+        """Make changes durable in one transaction, before the store is started: for an operator's restore.
+
+        Raises StoreUnavailable, and what `commit` raises when one cannot be made; the others then are.
+        """
+        if self._started:
+            raise RuntimeError("the store's thread makes its changes")
+        applied = []
+        for outcome in self._apply(changes):
+            if isinstance(outcome, Exception):
+                raise outcome
+            applied.append(outcome)
+        return applied
+
     def _load(self) -> None:
         connection = self._file.connection
         rows: dict[str, bytes] = dict(connection.execute("SELECT name, record FROM keys"))
