@@ -7,7 +7,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
-from kms.errors import AttestationMissing, KmsError
+from kms.errors import AttestationMissing, KmsError, Timeout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +25,11 @@ FRESH_S: Final = 60.0
 # After a failure the provider is not asked again at once; a signature that needs none does not wait for it.
 RETRY_S: Final = 5.0
 MAX_ENTRIES: Final = 4096
+
+
+_Key = tuple[str, "KeyHandle"]
+# Evidence, or why there is none.
+_Found = tuple["Attestation | None", Exception | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,10 @@ class Attestations:
         self._pool, self._telemetry, self._clock, self._random_bytes = pool, telemetry, clock, random_bytes
         self._deadline_s = deadline_s
         self._entries: OrderedDict[tuple[str, KeyHandle], _Entry] = OrderedDict()
+        # Look-ups under way: who waits for one may give up, and it goes on to its deadline all the same.
+        self._looks: dict[_Key, asyncio.Task[_Found]] = {}
+        # When a provider's evidence last did not come in time.
+        self._hung_s: dict[str, float] = {}
         # Told of each attempt: the backend, the class of the evidence (None where there is none), whether it was had.
         self.on_refresh: Callable[[str, str | None, bool], None] = lambda _backend, _class, _ok: None
 
@@ -62,7 +71,8 @@ class Attestations:
     async def gate(self, tenant: str, provider: Provider, handle: KeyHandle) -> Attestation | None:
         """Give evidence of a key before it signs, or None where none is wanted or there.
 
-        Raises AttestationMissing when evidence is required and not to be had.
+        While a provider's evidence hangs, one look-up at a time asks for it and nobody else waits. Raises
+        AttestationMissing when evidence is required and not to be had.
         """
         if self.requirement == "never":
             return None
@@ -77,19 +87,56 @@ class Attestations:
                 if entry.attestation is None:
                     self._check_missing(provider, None)
                 return entry.attestation
-        attestation, cause = await self._take(tenant, provider, handle)
-        self.on_refresh(provider.name, None if attestation is None else attestation.class_, attestation is not None)
-        self._entries[key] = _Entry(attestation, self._clock.monotonic_s())
-        self._entries.move_to_end(key)
-        if len(self._entries) > MAX_ENTRIES:
-            self._entries.popitem(last=False)
+        look = self._looks.get(key)
+        if look is None:
+            if self._hangs(provider.name) or len(self._looks) >= MAX_ENTRIES:
+                self._check_missing(provider, None)
+                return None
+            look = self._begin_look(key, tenant, provider)
+        if entry is not None and entry.attestation is None and self.requirement != "required":
+            return None
+        # Not awaited itself: given up here, it goes on and its outcome is kept.
+        await asyncio.wait([look])
+        attestation, cause = (None, None) if look.cancelled() else look.result()
         if attestation is None:
             self._check_missing(provider, cause)
         return attestation
 
-    async def _take(
-        self, tenant: str, provider: Provider, handle: KeyHandle
-    ) -> tuple[Attestation | None, Exception | None]:
+    def _begin_look(self, key: _Key, tenant: str, provider: Provider) -> asyncio.Task[_Found]:
+        look = self._looks[key] = asyncio.create_task(self._look(tenant, provider, key[1]), name="kms-attest")
+
+        def ended(done: asyncio.Task[_Found]) -> None:
+            del self._looks[key]
+            if not done.cancelled():
+                done.exception()  # Looked at, so that the loop does not report what nobody waited for.
+
+        look.add_done_callback(ended)
+        return look
+
+    def _hangs(self, name: str) -> bool:
+        """Tell whether a provider's evidence did not come in time and is not due to be tried, or is being tried."""
+        since_s = self._hung_s.get(name)
+        if since_s is None:
+            return False
+        return self._clock.monotonic_s() - since_s <= RETRY_S or any(each == name for each, _ in self._looks)
+
+    async def _look(self, tenant: str, provider: Provider, handle: KeyHandle) -> _Found:
+        """Ask for evidence and keep what came of it."""
+        attestation, cause = await self._take(tenant, provider, handle)
+        now_s = self._clock.monotonic_s()
+        if isinstance(cause, TimeoutError | Timeout):
+            self._hung_s[provider.name] = now_s
+        else:
+            self._hung_s.pop(provider.name, None)
+        self.on_refresh(provider.name, None if attestation is None else attestation.class_, attestation is not None)
+        key = (provider.name, handle)
+        self._entries[key] = _Entry(attestation, now_s)
+        self._entries.move_to_end(key)
+        if len(self._entries) > MAX_ENTRIES:
+            self._entries.popitem(last=False)
+        return attestation, cause
+
+    async def _take(self, tenant: str, provider: Provider, handle: KeyHandle) -> _Found:
         nonce = self._random_bytes(NONCE_BYTES)
         try:
             async with asyncio.timeout(self._deadline_s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 
@@ -79,6 +80,95 @@ async def test_a_provider_that_hangs_ends_at_the_deadline() -> None:
     assert stage.telemetry.registry.get_sample_value("io_timeouts_total", {"op": "attest"}) == 1
     release.set()
     stage.pool.close()
+
+
+class Hanging:
+    """Evidence that comes when a test lets it come."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.release = threading.Event()
+        stage.provider.evidence = self.give
+
+    def give(self) -> Attestation:
+        self.release.wait(5)
+        return Attestation("tpm", b"late")
+
+
+async def give_up_waiting(stage: Stage, handle: str = "h") -> None:
+    """Ask as a signature does whose own deadline comes first."""
+    task = asyncio.create_task(stage.gate(handle))
+    while not stage.asked:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_look_up_that_its_signature_gave_up_goes_on_and_its_evidence_is_kept() -> None:
+    stage = Stage("required")
+    hanging = Hanging(stage)
+    await give_up_waiting(stage)
+    others = [asyncio.create_task(stage.gate()) for _ in range(3)]
+    await asyncio.sleep(0)
+    hanging.release.set()
+    assert await asyncio.gather(*others) == [Attestation("tpm", b"late")] * 3
+    assert await stage.gate() == Attestation("tpm", b"late")
+    assert (stage.asked, stage.count("ok")) == (1, 1)
+
+
+@pytest.mark.parametrize("requirement", ["if-available", "required"])
+async def test_while_evidence_hangs_one_look_up_at_a_time_asks_and_nobody_else_waits(
+    requirement: AttestRequirement,
+) -> None:
+    stage = Stage(requirement, deadline_s=0.02)
+    stage.pool = stage.attestations._pool = WorkPool(4)
+    hanging = Hanging(stage)
+
+    async def without(handle: str) -> None:
+        if requirement == "required":
+            with pytest.raises(AttestationMissing):
+                await stage.gate(handle)
+        else:
+            assert await stage.gate(handle) is None
+
+    await without("a")
+    for handle in ("a", "b", "c"):
+        await asyncio.wait_for(without(handle), 1)
+    assert stage.asked == 1
+    # Due again: one look-up finds out, and only one that requires evidence waits for it.
+    stage.hand.now_s += RETRY_S + 1
+    stage.attestations._deadline_s = 5.0
+    first = asyncio.create_task(without("a") if requirement == "if-available" else stage.gate("a"))
+    while stage.asked < 2:
+        await asyncio.sleep(0.001)
+    for handle in ("b", "c"):
+        await asyncio.wait_for(without(handle), 1)
+    assert (stage.asked, first.done()) == (2, requirement == "if-available")
+    hanging.release.set()
+    await first
+    while stage.attestations._looks:
+        await asyncio.sleep(0.001)
+    for handle in ("a", "b"):
+        assert await stage.gate(handle) == Attestation("tpm", b"late")
+    stage.pool.close()
+
+
+async def test_a_fault_in_a_look_up_that_nobody_waits_for_is_not_kept() -> None:
+    stage = Stage()
+    release = threading.Event()
+
+    def broken() -> Attestation:
+        release.wait(5)
+        raise RuntimeError("broken")
+
+    stage.provider.evidence = broken
+    await give_up_waiting(stage)
+    release.set()
+    while stage.attestations._looks:
+        await asyncio.sleep(0.001)
+    with pytest.raises(RuntimeError):
+        await stage.gate()
+    assert stage.asked == 2
 
 
 async def test_evidence_is_kept_for_a_bounded_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
