@@ -40,8 +40,11 @@ class _Bucket:
         self.tokens -= count
         return True
 
+    def may_owe(self, count: int) -> bool:
+        return self.tokens - count >= -self.burst
+
     def owe(self, count: int) -> None:
-        self.tokens = max(-self.burst, self.tokens - count)
+        self.tokens -= count
 
 
 class _Window:
@@ -69,7 +72,8 @@ class Rates:
     """The service's rate, shared. The event loop owns it.
 
     Each active tenant has `share_min` of the rate for itself; what is taken of these shares is taken from the common
-    rate as well, and the rest is for whoever comes first. With more tenants than shares, the shares shrink.
+    rate as well, and the rest is for whoever comes first. With more tenants than shares, the shares shrink. What shares
+    take beyond the rate, as many newcomers at once do, is owed, up to one burst: past that nobody takes anything.
     """
 
     def __init__(self, clock: Clock, *, rate_per_s: int, share_min: float) -> None:
@@ -90,7 +94,7 @@ class Rates:
         now_s = self._clock.monotonic_s()
         self._common.refill(now_s)
         own = self._own_bucket(tenant, now_s)
-        if own.take(count, now_s):
+        if self._common.may_owe(count) and own.take(count, now_s):
             self._common.owe(count)
         elif not self._common.take(count, now_s):
             raise Backpressure("the rate limit is reached", retry_after_s=1)

@@ -69,6 +69,18 @@ def test_in_all_no_more_passes_than_the_rate_and_one_burst(tenants: int, seconds
     assert total <= 200 * seconds + 200 + newcomers
 
 
+@pytest.mark.parametrize("tenants", [30, 500, MAX_TENANTS])
+def test_however_many_tenants_come_no_more_passes_than_the_rate_and_two_bursts(tenants: int) -> None:
+    limits, hand = rates(rate_per_s=200)
+    seconds, total, asked = 6, 0, 0
+    for _ in range(seconds * 50):
+        hand.now_s += 0.02
+        for _ in range(60):
+            asked += 1
+            total += taken(limits, f"t{asked % tenants}", 1)
+    assert 200 * (seconds - 1) <= total <= 200 * seconds + 2 * 200
+
+
 def test_a_batch_of_the_greatest_size_can_pass_a_small_rate() -> None:
     limits, hand = rates(rate_per_s=10)
     limits.take("core", MIN_BURST)
