@@ -62,7 +62,7 @@ class Verify:
         post_quantum = any(primitive.post_quantum for primitive in bundle)
         for mode in set(modes.values()):
             check_bundle_may_pass(mode, has_post_quantum=post_quantum)
-        prepared = [self._prepare(candidate, modes) for candidate in self._candidates(subjects, bundle)]
+        prepared = self._prepared(self._candidates(subjects, bundle), modes)
         digest = bytes.fromhex(request.payload_b3)
         if len(prepared) <= MAX_INLINE_CANDIDATES:
             found = _try(prepared, bundle, digest)
@@ -98,6 +98,22 @@ class Verify:
             return candidates
         others = (each for primitive in list(bundle)[1:] for each in keys.newest(tenant, primitive))
         return {(record.name, version.number): (record, version) for record, version in (*candidates, *others)}.values()
+
+    def _prepared(self, candidates: list[Candidate], modes: Mapping[str, VerifyMode]) -> list[_Prepared]:
+        """Prepare the candidates whose public keys may be used; raise the first refusal when there is none of them.
+
+        A key whose backend is not configured, or away for too long, is no reason to refuse what another one signed.
+        """
+        prepared: list[_Prepared] = []
+        refusal: KmsError | None = None
+        for candidate in candidates:
+            try:
+                prepared.append(self._prepare(candidate, modes))
+            except KmsError as error:
+                refusal = refusal or error
+        if not prepared and refusal is not None:
+            raise refusal
+        return prepared
 
     def _prepare(self, candidate: Candidate, modes: Mapping[str, VerifyMode]) -> _Prepared:
         record, version = candidate

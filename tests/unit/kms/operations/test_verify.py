@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from kms.errors import BadRequest, Conflict, NoCapability, NotFound, PqPolicy, StoreUnavailable
 from kms.key_index import MAX_CANDIDATES
 from kms.messages import ChangeKeyStateRequest, KidSelector, RotateKeyRequest, Signature, VerifyPolicy, VerifyRequest
-from tests.support.kms_core import DIGEST, config_of, principal, running_core
+from tests.support.kms_core import DIGEST, HandClock, config_of, principal, running_core
 from tests.support.kms_providers import StagedProvider
 
 OTHER_DIGEST = DIGEST[::-1]
@@ -207,3 +208,26 @@ async def test_a_bundle_that_cannot_be_read_is_refused() -> None:
         for bad in ([*signed.sigs, *signed.sigs], [Signature(alg="ed25519", signature_b64="!")]):
             with pytest.raises(BadRequest):
                 await bench.verify(bad, kid)
+
+
+async def test_a_key_whose_backend_is_not_there_is_no_reason_to_refuse_what_another_key_signed(tmp_path: Path) -> None:
+    hand, former, backend = HandClock(), StagedProvider("former"), StagedProvider("backend")
+    async with running_core(provider=former, directory=tmp_path, hand=hand) as bench:
+        lost = await bench.create()
+        signed_by_lost = await bench.sign(lost)
+    hand.now_s += 10
+    async with running_core(provider=backend, directory=tmp_path, hand=hand) as bench:
+        # Nothing but keys that may not be used: their refusal.
+        for selector in (lost, None):
+            with pytest.raises(StoreUnavailable) as refused:
+                await bench.verify(signed_by_lost.sigs, selector)
+            assert refused.value.reason == "verify_cache_expired"
+        bench.core.services.random_bytes(100)
+        kid = await bench.create()
+        signed = await bench.sign(kid)
+        assert (await bench.verify(signed.sigs)).details.kid == kid
+        both = VerifyRequest(payload_b3=DIGEST, sigs=signed.sigs, kid_or_set=KidSelector(kid_set=[lost, kid]))
+        assert (await bench.call("verify", both)).details.kid == kid
+        assert not (await bench.verify(forged(signed.sigs))).ok
+        with pytest.raises(StoreUnavailable):
+            await bench.verify(signed.sigs, lost)
