@@ -7,7 +7,7 @@
 5 admission     a place among those under way, or 429 (I-17, P-6)
 6 policy        allow or deny, and the phase of the post-quantum migration
 7 op_id         the stored answer to the same request (I-14)
-8 operation     under its deadline, on the loop or on a thread
+8 operation     under its deadline, on the loop or on a thread; a change of keys that has begun goes on to its end
 9 audit event   durable, then the answer leaves
 """
 
@@ -22,13 +22,14 @@ import msgspec
 from blake3 import blake3
 
 from kms.audit_event import AuditEvent
+from kms.change_tasks import ChangeTasks
 from kms.error_envelope import as_kms_error
 from kms.errors import KmsError, NoCapability, StoreUnavailable, Timeout
 from kms.kid import parse_kid
 from kms.messages import SignBatchRequest, VerifyBatchRequest
 from kms.op_answers import OpAnswer, OpAnswers, OpKey
 from kms.operations.change import change_detail
-from kms.operations.operation import Call, Outcome
+from kms.operations.operation import Call, Outcome, Progress
 from kms.policy import PolicyQuestion, ask
 from kms.principal import Scope
 
@@ -97,6 +98,7 @@ class Dispatcher:
         self._answers: OpAnswers[Outcome] = OpAnswers()
         # The digest of a request may be over a key to wrap: without this secret it says nothing of it.
         self._digest_key = services.random_bytes(blake3.key_size)
+        self._changes = ChangeTasks()
         self._auditing: set[int] = set()
         self._seen_unaudited: set[int] = set()
         self._draining = False
@@ -159,7 +161,8 @@ class Dispatcher:
 
         Under way is what was found for the first time; it is looked at again the next time, but at start nothing is.
         """
-        open_changes = [each for each in self._services.store.unaudited() if each.epoch not in self._auditing]
+        under_way = self._auditing | self._changes.epochs
+        open_changes = [each for each in self._services.store.unaudited() if each.epoch not in under_way]
         seen, self._seen_unaudited = self._seen_unaudited, {each.epoch for each in open_changes}
         for change in open_changes:
             if (at_start or change.epoch in seen) and self._audit.writable() is None:
@@ -207,34 +210,53 @@ class Dispatcher:
         self, operation: Operation, request: Message, subjects: tuple[Subject, ...], context: CallContext
     ) -> Message:
         """Take a place, keep the deadline. Raises Backpressure, Timeout."""
-        admission, tenant = self._admissions[operation.queue], subjects[0].tenant
+        admission, tenant, deadline_s = self._admissions[operation.queue], subjects[0].tenant, self.settings.deadline_s
+
+        def leave() -> None:
+            admission.leave(tenant)
+            if not self.under_way:
+                self._idle.set()
+
         admission.enter(tenant)
         self._idle.clear()
         try:
-            async with asyncio.timeout(self.settings.deadline_s):
+            if operation.durable:
+                return await self._changes.run(
+                    lambda progress: self._serve(operation, request, subjects, context, progress),
+                    deadline_s,
+                    ended=leave,
+                    failed=lambda error: self._refuse(operation.op, request, subjects, context, as_kms_error(error)),
+                )
+            async with asyncio.timeout(deadline_s):
                 return await self._serve(operation, request, subjects, context)
         except TimeoutError as error:
             self._metrics.timed_out(operation.op)
             raise Timeout("the operation did not end in time") from error
         finally:
-            admission.leave(tenant)
-            if not self.under_way:
-                self._idle.set()
+            if not operation.durable:
+                leave()
 
     async def _serve(
-        self, operation: Operation, request: Message, subjects: tuple[Subject, ...], context: CallContext
+        self,
+        operation: Operation,
+        request: Message,
+        subjects: tuple[Subject, ...],
+        context: CallContext,
+        progress: Progress | None = None,
     ) -> Message:
         """Ask the policy, then answer as before or anew."""
+        progress = progress or Progress()
         began_s = self._services.clock.monotonic_s()
         decisions = await self._decide(operation.op, subjects)
         op_id: str | None = getattr(request, "op_id", None)
         if op_id is None:
-            outcome = await operation.run(request, subjects, Call(context, decisions, b""))
+            outcome = await operation.run(request, subjects, Call(context, decisions, b"", progress))
             await self._audit_outcome(operation, request, subjects, context, outcome)
         else:
             op_key = OpKey(subjects[0].tenant, operation.op, op_id.lower())
             async with self._services.locks.hold(op_key):
-                outcome = await self._once(operation, request, subjects, context, decisions, op_key)
+                call = Call(context, decisions, b"", progress)
+                outcome = await self._once(operation, request, subjects, call, op_key)
         self._metrics.done(operation.op, outcome.algs, self._services.clock.monotonic_s() - began_s)
         return outcome.response
 
@@ -252,8 +274,7 @@ class Dispatcher:
         operation: Operation,
         request: Message,
         subjects: tuple[Subject, ...],
-        context: CallContext,
-        decisions: dict[str, PolicyDecision],
+        call: Call,
         op_key: OpKey,
     ) -> Outcome:
         """Answer a request that has an op_id: as it was answered before, or anew. Raises Conflict."""
@@ -270,8 +291,8 @@ class Dispatcher:
             outcome = None if found is None else replace(found.answer, detail={**found.answer.detail, **REPLAYED})
         anew = outcome is None
         if outcome is None:
-            outcome = await operation.run(request, subjects, Call(context, decisions, digest))
-        await self._audit_outcome(operation, request, subjects, context, outcome)
+            outcome = await operation.run(request, subjects, replace(call, request_digest=digest))
+        await self._audit_outcome(operation, request, subjects, call.context, outcome)
         if anew and not operation.durable:
             self._answers.put(op_key, OpAnswer(digest, outcome, services.clock.wall_ms()))
         return outcome

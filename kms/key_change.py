@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 class KeyChange:
     """One key's change. `former` is the record that it was made from (None: a new key); the store swaps or refuses.
 
-    `answer` is the response's JSON, kept under `op` when the request had an op_id. The rest is for the audit event.
+    `answer` is the response's JSON, kept under `op` when the request had an op_id. `tenant_parts_max`: how many parts
+    the tenant may have at the record's provider; None where that is not bounded. The rest is for the audit event.
     """
 
     former: KeyRecord | None
@@ -28,6 +29,7 @@ class KeyChange:
     request_digest: bytes
     answer: bytes
     op: OpKey | None
+    tenant_parts_max: int | None = None
 
 
 class AppliedChange(msgspec.Struct, frozen=True, array_like=True):

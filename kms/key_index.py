@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from kms.errors import NotFound, StoreUnavailable
+from kms.key_record import KeyState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,6 +21,7 @@ MAX_VERSIONS_IN_ALL: Final = 32_768
 # No tenant takes the room of all others (I-17).
 MAX_TENANT_VERSIONS: Final = MAX_VERSIONS_IN_ALL // 2
 MAX_CANDIDATES: Final = 64
+KEY_LIMIT: Final = "key_limit"
 
 Candidate = tuple["KeyRecord", "KeyVersion"]
 
@@ -29,6 +32,8 @@ class KeyIndex:
     def __init__(self) -> None:
         self._tenants: dict[str, dict[KeyName, KeyRecord]] = {}
         self._versions_by_tenant: dict[str, int] = {}
+        # What takes a provider's room: the parts of keys that are not destroyed, by tenant and provider.
+        self._parts: Counter[tuple[str, str]] = Counter()
         self._versions = 0
         self._changes = 0
         # Kept up to date by `put`, or dropped by it and gathered anew by the reader that needs it next.
@@ -54,7 +59,12 @@ class KeyIndex:
         """Raise StoreUnavailable when so many further versions are over a bound."""
         own = self._versions_by_tenant.get(tenant, 0)
         if self._versions + versions > MAX_VERSIONS_IN_ALL or own + versions > MAX_TENANT_VERSIONS:
-            raise StoreUnavailable("the store holds as many key versions as it may", reason="key_limit")
+            raise StoreUnavailable("the store holds as many key versions as it may", reason=KEY_LIMIT)
+
+    def check_parts(self, tenant: str, provider: str, *, parts: int, most: int) -> None:
+        """Raise StoreUnavailable when so many further parts of a provider are more than the tenant may have."""
+        if self._parts[tenant, provider] + parts > most:
+            raise StoreUnavailable("the tenant holds as many keys of the backend as it may", reason=KEY_LIMIT)
 
     def put(self, record: KeyRecord) -> None:
         """Set a record."""
@@ -63,6 +73,9 @@ class KeyIndex:
         added = len(record.versions) - (0 if former is None else len(former.versions))
         self._versions += added
         self._versions_by_tenant[tenant] = self._versions_by_tenant.get(tenant, 0) + added
+        if former is not None:
+            self._parts[tenant, former.provider] -= held_parts(former)
+        self._parts[tenant, record.provider] += held_parts(record)
         self._tenants.setdefault(tenant, {})[record.name] = record
         self._changes += 1
         for primitive in {part.primitive for version in record.versions for part in version.parts}:
@@ -95,6 +108,11 @@ class KeyIndex:
             self._newest.pop(place, None)
         else:
             self._newest[place] = tuple(heapq.nlargest(MAX_CANDIDATES, [*others, *mine], key=_age))
+
+
+def held_parts(record: KeyRecord) -> int:
+    """Count the parts that a key's provider keeps: those of a destroyed key are erased."""
+    return 0 if record.state is KeyState.DESTROYED else sum(len(version.parts) for version in record.versions)
 
 
 def _candidates(record: KeyRecord, primitive: Primitive) -> list[Candidate]:

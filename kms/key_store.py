@@ -10,13 +10,14 @@ other threads read them. `_audited` is the event loop's until the commit thread 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from kms.errors import Backpressure, Conflict, KmsError, StoreUnavailable, Timeout
+from kms.errors import Backpressure, Conflict, Internal, KmsError, StoreUnavailable, Timeout
 from kms.key_change import AppliedChange, KeyChange
-from kms.key_index import KeyIndex
+from kms.key_index import KeyIndex, held_parts
 from kms.key_record import decode_record, encode_record
 from kms.op_answers import OpAnswer, OpAnswers, OpKey
 from kms.state_digest import StateDigest
@@ -36,6 +37,8 @@ MAX_PENDING_CHANGES: Final = 1024
 MAX_BATCH_CHANGES: Final = 64
 COMMIT_TIMEOUT_S: Final = 2.0
 DRAIN_S: Final = 3.0
+NOT_COMMITTED: Final = "key_store"
+"""The reason when a transaction was rolled back: nothing of it was made."""
 
 
 class KeyStore:
@@ -117,7 +120,7 @@ class KeyStore:
         except StoreTimeout as error:
             raise Timeout("the key store did not answer in time") from error
         except StoreClosed as error:
-            raise StoreUnavailable("the key store is closed", reason="key_store") from error
+            raise StoreUnavailable("the key store is closed", reason="key_store_closed") from error
 
     def apply_now(self, changes: Sequence[KeyChange]) -> list[AppliedChange]:
         """Make changes durable in one transaction, before the store is started: for an operator's restore.
@@ -150,7 +153,7 @@ class KeyStore:
         for tenant, op, op_id, digest, answer, created_ms in connection.execute(
             "SELECT tenant, op, op_id, request_digest, answer, created_ms FROM ops ORDER BY created_ms, epoch"
         ):
-            self._answers.put(OpKey(tenant, op, op_id), OpAnswer(digest, answer, created_ms))
+            self._forgotten += self._answers.put(OpKey(tenant, op, op_id), OpAnswer(digest, answer, created_ms))
         for number, raw in connection.execute("SELECT epoch, change FROM unaudited"):
             self._unaudited[number] = msgspec.msgpack.decode(raw, type=AppliedChange)
 
@@ -162,6 +165,8 @@ class KeyStore:
             connection = self._file.connection
             connection.execute("BEGIN IMMEDIATE")
             try:
+                # First: an answer that was let go may be one of an op_id that this batch uses again.
+                self._forget()
                 outcomes = [self._write(change, batch) for change in changes]
                 self._tidy(audited, batch.epoch)
                 connection.execute("COMMIT")
@@ -185,12 +190,20 @@ class KeyStore:
                 raise Conflict("a request with this op_id was being served", reason="op_id_race")
             added = len(record.versions) - (0 if change.former is None else len(change.former.versions))
             self.keys.check_room(name.tenant, versions=batch.added_versions + added)
+            place, added_parts = (name.tenant, record.provider), self._check_parts(change, batch)
+            # Here, where a record that has no form refuses its own change and not the batch.
+            data = encode_record(record)
         except KmsError as error:
             return error
-        data, connection, now_ms = encode_record(record), self._file.connection, self._clock.wall_ms()
+        except (OverflowError, TypeError, ValueError, msgspec.MsgspecError) as error:
+            refused = Internal("the key's record cannot be written")
+            refused.__cause__ = error
+            return refused
+        connection, now_ms = self._file.connection, self._clock.wall_ms()
         former_digest = self._state[1] if not batch.applied else batch.applied[-1].digest
         batch.epoch += 1
         batch.added_versions += added
+        batch.added_parts[place] += added_parts
         batch.records[name] = record
         self._digest.put(str(name), data)
         applied = AppliedChange(
@@ -217,14 +230,26 @@ class KeyStore:
             )
         return applied
 
+    def _check_parts(self, change: KeyChange, batch: _Batch) -> int:
+        """Give how many parts a change adds. Raises StoreUnavailable when the tenant may not have them."""
+        record, most = change.record, change.tenant_parts_max
+        added = held_parts(record) - (0 if change.former is None else held_parts(change.former))
+        if most is not None and added > 0:
+            tenant, provider = record.name.tenant, record.provider
+            self.keys.check_parts(tenant, provider, parts=batch.added_parts[tenant, provider] + added, most=most)
+        return added
+
     def _tidy(self, audited: set[int], epoch: int) -> None:
-        """Write the epoch; drop the notes whose events are on disk and the answers that were let go."""
+        """Write the epoch; drop the notes whose events are on disk."""
         connection = self._file.connection
         if epoch != self.epoch:
             connection.execute("UPDATE state SET epoch = ?", (epoch,))
         connection.executemany("DELETE FROM unaudited WHERE epoch = ?", [(each,) for each in audited])
+
+    def _forget(self) -> None:
+        """Drop the answers that were let go."""
         gone = [(op.tenant, op.op, op.op_id) for op in self._forgotten]
-        connection.executemany("DELETE FROM ops WHERE tenant = ? AND op = ? AND op_id = ?", gone)
+        self._file.connection.executemany("DELETE FROM ops WHERE tenant = ? AND op = ? AND op_id = ?", gone)
 
     def _take_over(self, batch: _Batch, audited: set[int]) -> None:
         """Show readers what has become durable."""
@@ -235,7 +260,9 @@ class KeyStore:
             self._audited.discard(epoch)
         for record in batch.records.values():
             self.keys.put(record)
-        self._forgotten = [gone for op, answer in batch.answers.items() for gone in self._answers.put(op, answer)]
+        gone = [each for op, answer in batch.answers.items() for each in self._answers.put(op, answer)]
+        # One that fell out and was put again in this same batch is there.
+        self._forgotten = [op for op in gone if op not in self._answers]
         if batch.applied:
             self._state = (batch.epoch, batch.applied[-1].digest)
 
@@ -250,11 +277,12 @@ class KeyStore:
 class _Batch:
     """What one transaction will have changed."""
 
-    __slots__ = ("added_versions", "answers", "applied", "epoch", "records")
+    __slots__ = ("added_parts", "added_versions", "answers", "applied", "epoch", "records")
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
         self.added_versions = 0
+        self.added_parts: Counter[tuple[str, str]] = Counter()
         self.records: dict[KeyName, KeyRecord] = {}
         self.answers: dict[OpKey, OpAnswer[bytes]] = {}
         self.applied: list[AppliedChange] = []

@@ -17,24 +17,32 @@ MAX_SIGNATURES: Final = 4
 MAX_BATCH_ITEMS: Final = 128
 MAX_WRAPPED_KEY_BYTES: Final = 4096
 MAX_CONSISTENCY_HASHES: Final = 128
+MAX_HINTS: Final = 16
+MAX_HINT_CHARS: Final = 256
+MAX_HINTS_BYTES: Final = 4096
+"""All hints of a key together, names and texts in UTF-8: they stay in memory as long as the key does."""
 
 KidText = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KID_CHARS)]
-PayloadB3 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="BLAKE3 of the canonical payload, hex")]
-HashHex = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$", description="SHA-256, hex")]
+PayloadB3 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", description="BLAKE3 of the canonical payload, hex")]
+HashHex = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z", description="SHA-256, hex")]
 OpId = Annotated[
     str,
     msgspec.Meta(
-        pattern="^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}$",
+        pattern=r"^[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}\Z",
         description="the caller's own UUID; a repeated request with it has one effect",
     ),
 ]
 Base64Text = Annotated[str, msgspec.Meta(max_length=16_384, description="standard base64 with padding")]
-Label = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+Label = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}\Z")]
 SignatureAlg = Literal["ed25519", "ml-dsa", "ecdsa-p256-sha256", "ml-dsa-44", "ml-dsa-87"]
 KeyAlg = Literal[
     "ed25519", "ml-dsa", "hybrid", "x25519", "ml-kem", "ecdsa-p256-sha256", "ml-dsa-44", "ml-dsa-87", "hkdf"
 ]
 VerifyMode = Literal["or", "and", "pq_only"]
+HintName = Annotated[str, msgspec.Meta(max_length=MAX_HINT_CHARS)]
+HintText = Annotated[str, msgspec.Meta(max_length=MAX_HINT_CHARS)]
+HintNumber = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+PolicyHints = Annotated[dict[HintName, HintText | HintNumber | bool], msgspec.Meta(max_length=MAX_HINTS)]
 TreeSize = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
 
 
@@ -198,7 +206,7 @@ class CreateKeyRequest(Message, frozen=True):
     tenant: Label
     purpose: Label
     alg: KeyAlg
-    policy_hints: Annotated[dict[str, str | int | bool], msgspec.Meta(max_length=16)] | None = None
+    policy_hints: PolicyHints | None = None
     op_id: OpId | None = None
 
 
@@ -274,7 +282,7 @@ class DeriveRequest(Message, frozen=True):
     """POST /derive: a child key of an `hkdf` key. The child's bytes never leave."""
 
     kid: KidText
-    context: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern="^[A-Za-z0-9._:/-]+$")]
+    context: Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:/-]+\Z")]
     alg: KeyAlg
     op_id: OpId | None = None
 
@@ -293,7 +301,7 @@ class CheckpointRequest(Message, frozen=True, omit_defaults=False):
     """POST /checkpoint: the next head of a log, for a key of purpose `tlog`."""
 
     kid: KidText
-    origin: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern="^[^\\s+]+$")]
+    origin: Annotated[str, msgspec.Meta(min_length=1, max_length=255, pattern=r"^[^\s+]+\Z")]
     old_size: TreeSize
     new_size: TreeSize
     root: HashHex

@@ -46,6 +46,9 @@ class OpAnswers(Generic[T]):
     def __len__(self) -> int:
         return self._count
 
+    def __contains__(self, key: OpKey) -> bool:
+        return key in self._tenants.get(key.tenant, ())
+
     def find(self, key: OpKey, request_digest: bytes, now_ms: int) -> OpAnswer[T] | None:
         """Give the answer to the same request, or None. Raises Conflict when the op_id was used for another one."""
         answers = self._tenants.get(key.tenant)

@@ -31,9 +31,14 @@ class WorkPool:
         """Count the calls that wait for a thread."""
         return sum(len(each) for each in self._waiting.values())
 
-    async def run(self, tenant: str, work: Callable[[], T]) -> T:
-        """Run `work` on a thread when it is the tenant's turn. Raises what it raises."""
+    async def run(self, tenant: str, work: Callable[[], T], begin: Callable[[], None] | None = None) -> T:
+        """Run `work` on a thread when it is the tenant's turn. Raises what it raises.
+
+        `begin` is called on the event loop when that turn has come: up to it, giving up leaves no trace.
+        """
         await self._turn(tenant)
+        if begin is not None:
+            begin()
         loop = asyncio.get_running_loop()
         try:
             # Whatever belongs to the request, such as its span, goes along to the thread.

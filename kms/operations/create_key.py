@@ -5,21 +5,25 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Final, Literal
 
-from kms.errors import Unsupported
+from kms.errors import BadRequest, Unsupported
 from kms.key_parts import parts_of_new_version
 from kms.key_record import KeyRecord, KeyState, KeyVersion
 from kms.kid import KeyName, check_label
-from kms.messages import CreateKeyRequest, CreateKeyResponse
-from kms.operations.change import apply_change, generate_parts
+from kms.messages import MAX_HINTS_BYTES, CreateKeyRequest, CreateKeyResponse
+from kms.operations.change import apply_change, check_room, make_parts
 from kms.operations.operation import Outcome, Subject
 from kms.operations.public_material import public_material
 from kms.primitive import KEY_ALGORITHMS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from kms.key_record import Hint
     from kms.operations.operation import Call, Services
     from kms.principal import CallContext
 
 _UUID_BYTES: Final = 16
+_INT_BYTES: Final = 8
 
 
 class CreateKey:
@@ -42,10 +46,10 @@ class CreateKey:
         return (Subject(tenant, KeyName(tenant, purpose, request.alg, str(key_uuid))),)
 
     async def run(self, request: CreateKeyRequest, subjects: tuple[Subject, ...], call: Call) -> Outcome:
-        """Make the parts, then the record.
+        """Make the parts, then the record; parts whose record the store refused are erased again.
 
-        Parts whose record did not become durable stay with the provider, where nothing names them: a commit that was
-        given up may still land, so they are not erased.
+        Where nobody knows whether the record became durable they stay with the provider, possibly named by nothing: a
+        commit that did not answer in time may still land.
         """
         services, name = self._services, subjects[0].name
         assert name is not None, "a key is named above"
@@ -55,11 +59,27 @@ class CreateKey:
         )
         if not provider.primitives.issuperset(primitives):
             raise Unsupported("the backend does not make keys of this algorithm", reason="alg_not_in_backend")
-        services.store.keys.check_room(name.tenant, versions=1)
+        hints = checked_hints(request.policy_hints or {})
+        check_room(services, name.tenant, provider, len(primitives))
         kid = name.version(1)
-        parts = await services.on_thread(name.tenant, provider, lambda: generate_parts(provider, primitives, kid))
+        parts = await services.on_thread(
+            name.tenant,
+            provider,
+            lambda: make_parts(provider, primitives, lambda each: provider.generate(each, kid)),
+            call.progress.begin,
+        )
         version = KeyVersion(1, parts, services.clock.wall_ms())
-        hints = tuple(sorted((request.policy_hints or {}).items()))
         record = KeyRecord(name, (version,), KeyState.ENABLED, 1, hints, provider.name)
         response = CreateKeyResponse(kid=str(kid), public=public_material(record, version))
         return await apply_change(services, call, self.op, request.op_id, None, record, str(kid), response)
+
+
+def checked_hints(hints: Mapping[str, Hint]) -> tuple[tuple[str, Hint], ...]:
+    """Give the hints in their order. Raises BadRequest when they are too long together: the store keeps them."""
+    size_bytes = sum(
+        len(name.encode()) + (len(value.encode()) if isinstance(value, str) else _INT_BYTES)
+        for name, value in hints.items()
+    )
+    if size_bytes > MAX_HINTS_BYTES:
+        raise BadRequest("policy_hints are too long together", hint=f"at most {MAX_HINTS_BYTES} bytes of UTF-8")
+    return tuple(sorted(hints.items()))

@@ -11,7 +11,7 @@ from kms.errors import Conflict, Unsupported
 from kms.key_record import KeyRecord, KeyState, KeyVersion
 from kms.kid import KeyName
 from kms.messages import DeriveRequest, DeriveResponse
-from kms.operations.change import apply_change
+from kms.operations.change import apply_change, check_room, make_parts
 from kms.operations.operation import Outcome, Subject, subject_of_version
 from kms.operations.public_material import public_material
 from kms.primitive import KEY_ALGORITHMS, TLOG_PURPOSE, WIRE_NAMES, Primitive
@@ -68,12 +68,13 @@ class Derive:
                     raise Conflict("the derived key was destroyed", reason="key_destroyed")
                 answer = DeriveResponse(kid=str(kid), public=public_material(known, known.newest))
                 return Outcome(answer, str(kid), _names(primitives), {"existing": "true"})
-            services.store.keys.check_room(name.tenant, versions=1)
+            check_room(services, name.tenant, provider, len(primitives))
             info = derivation_info(name, request.context)
             parts = await services.on_thread(
                 name.tenant,
                 provider,
-                lambda: tuple(provider.derive(source.handle, info, each, kid) for each in primitives),
+                lambda: make_parts(provider, primitives, lambda each: provider.derive(source.handle, info, each, kid)),
+                call.progress.begin,
             )
             child = KeyVersion(1, parts, services.clock.wall_ms())
             root_kid = str(root.name.version(version.number))

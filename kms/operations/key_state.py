@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, Literal
 
 from kms.errors import KmsError
 from kms.key_record import KeyState
 from kms.messages import ChangeKeyStateRequest, KeyStateResponse
-from kms.operations.change import apply_change, destroy_parts
+from kms.operations.change import ERASE_TIMEOUT_S, apply_change, destroy_parts
 from kms.operations.operation import Outcome, Subject, subject_of, subject_of_whole_key
 
 if TYPE_CHECKING:
@@ -54,14 +55,16 @@ class ChangeKeyState:
 async def erase(services: Services, record: KeyRecord) -> bool:
     """Erase the private halves of a destroyed key; tell whether that was done.
 
-    With the provider away the key stays destroyed all the same, and is erased when the service starts next.
+    With the provider away, or too slow, the key stays destroyed all the same, and is erased when the service starts
+    next.
     """
     parts = tuple(part for version in record.versions for part in version.parts)
     try:
         for version in record.versions:
             record.check_handles(version)
         provider = services.custody.holder(record)
-        await services.on_thread(record.name.tenant, provider, lambda: destroy_parts(provider, parts))
-    except KmsError:
+        async with asyncio.timeout(ERASE_TIMEOUT_S):
+            await services.on_thread(record.name.tenant, provider, lambda: destroy_parts(provider, parts))
+    except (KmsError, TimeoutError):
         return False
     return True

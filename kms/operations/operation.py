@@ -28,6 +28,28 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# The reasons that tell of a backend that is away. A key that is damaged or a store that is full is none: the backend
+# answers, and no tenant's fault makes it seem away to the others.
+AWAY: Final = frozenset(
+    {
+        StoreUnavailable.reason,
+        "closed",
+        "cloud_away",
+        "cloud_credentials",
+        "cloud_denied",
+        "cloud_key_disabled",
+        "cloud_key_usage",
+        "cloud_refuses",
+        "disk",
+        "folder_locked",
+        "folder_mode",
+        "folder_replaced",
+        "token_exports_keys",
+        "token_lost",
+        "token_pin",
+        "token_replaced",
+    }
+)
 # Tens of microseconds where the key is in memory: less than handing them to a thread and back costs
 # (docs/decisions/0011-what-runs-on-the-loop.md). Everything else goes to the pool.
 CHEAP: Final = frozenset(
@@ -61,6 +83,23 @@ class Subject:
         return "" if self.name is None else self.name.purpose
 
 
+class Progress:
+    """How far a change of keys has come. Until it begins it may be given up without a trace; then it runs to its end.
+
+    The event loop owns it. `epoch`: the store's, once the change is durable.
+    """
+
+    __slots__ = ("begun", "epoch")
+
+    def __init__(self) -> None:
+        self.begun = False
+        self.epoch: int | None = None
+
+    def begin(self) -> None:
+        """Note that from here on a provider or the key store is changed."""
+        self.begun = True
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One authorised call: who asks, and what the policy decided for each subject's tenant."""
@@ -68,6 +107,7 @@ class Call:
     context: CallContext
     decisions: Mapping[str, PolicyDecision]
     request_digest: bytes
+    progress: Progress = field(default_factory=Progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +149,12 @@ class Services:
             self._note_failure(provider, error)
             raise
 
-    async def on_thread(self, tenant: str, provider: Provider, work: Callable[[], T]) -> T:
-        """Let a provider work on a thread; remember whether it was there."""
+    async def on_thread(
+        self, tenant: str, provider: Provider, work: Callable[[], T], begin: Callable[[], None] | None = None
+    ) -> T:
+        """Let a provider work on a thread; remember whether it was there. `begin`: see `WorkPool.run`."""
         try:
-            result = await self.pool.run(tenant, work)
+            result = await self.pool.run(tenant, work, begin)
         except (StoreUnavailable, Timeout) as error:
             self._note_failure(provider, error)
             raise
@@ -120,8 +162,7 @@ class Services:
         return result
 
     def _note_failure(self, provider: Provider, error: KmsError) -> None:
-        # A provider that is full answers: no tenant's flood makes it seem away to the others.
-        if error.reason != "key_limit":
+        if isinstance(error, Timeout) or error.reason in AWAY:
             self.custody.note(provider.name, answered=False)
 
     def find(self, subject: Subject) -> KeyRecord:

@@ -8,7 +8,7 @@ from kms.errors import Conflict, Unsupported
 from kms.key_parts import parts_of_new_version
 from kms.key_record import KeyState, KeyVersion
 from kms.messages import RotateKeyRequest, RotateResponse
-from kms.operations.change import apply_change, generate_parts
+from kms.operations.change import apply_change, check_room, make_parts
 from kms.operations.operation import Outcome, Subject, subject_of, subject_of_whole_key
 
 if TYPE_CHECKING:
@@ -53,11 +53,14 @@ class Rotate:
             )
             if not provider.primitives.issuperset(primitives):
                 raise Unsupported("the backend does not make keys of this algorithm", reason="alg_not_in_backend")
-            services.store.keys.check_room(subject.tenant, versions=1)
+            check_room(services, subject.tenant, provider, len(primitives))
             former, kid = record.newest_kid, record.name.version(record.newest.number + 1)
             record.check_room()
             parts = await services.on_thread(
-                subject.tenant, provider, lambda: generate_parts(provider, primitives, kid)
+                subject.tenant,
+                provider,
+                lambda: make_parts(provider, primitives, lambda each: provider.generate(each, kid)),
+                call.progress.begin,
             )
             rotated = record.rotated(KeyVersion(kid.version, parts, services.clock.wall_ms()))
             response = RotateResponse(kid=str(kid), previous=str(former))

@@ -63,6 +63,7 @@ class CloudProvider:
     primitives: frozenset[Primitive] = WRAPPING_PRIMITIVES
     wraps_itself = True
     in_process = False
+    max_keys: int | None = None
 
     def __init__(self, client: Any, key_id: str, monotonic_s: Callable[[], float]) -> None:
         self._client = client

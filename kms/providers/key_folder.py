@@ -40,7 +40,7 @@ class KeyFolder:
         Raises StoreUnavailable when it is not ours alone, held by another process, or cannot be read.
         """
         self._path = path
-        self._max_key_files = max_key_files
+        self.max_key_files = max_key_files
         self.keys: dict[KeyHandle, bytes] = {}
         # Files that stand there but may not be read; their keys are refused one by one.
         self.unreadable: set[KeyHandle] = set()
@@ -76,7 +76,7 @@ class KeyFolder:
 
     def add(self, handle: KeyHandle, content: bytes) -> None:
         """Keep a sealed key; durable when this returns, not there when it raises."""
-        if len(self.keys) + len(self.unreadable) >= self._max_key_files:
+        if len(self.keys) + len(self.unreadable) >= self.max_key_files:
             raise StoreUnavailable("the provider holds as many keys as it may", reason="key_limit")
         path = self._key_path(handle)
         try:
@@ -138,7 +138,7 @@ class KeyFolder:
             check_handle_form(handle)
         except NotFound:
             return
-        if len(self.keys) + len(self.unreadable) >= self._max_key_files:
+        if len(self.keys) + len(self.unreadable) >= self.max_key_files:
             raise StoreUnavailable("the key folder holds more keys than it may", reason="key_limit")
         try:
             self.keys[handle] = read_private(path, MAX_SEALED_KEY_BYTES)

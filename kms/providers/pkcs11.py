@@ -35,6 +35,7 @@ class Pkcs11Provider:
     attestation_class: str | None = ATTESTATION_CLASS
     wraps_itself = False
     in_process = False
+    max_keys: int | None = None
 
     def __init__(self, thread: OwnerThread[TokenSession], primitives: frozenset[Primitive]) -> None:
         self._thread = thread

@@ -49,6 +49,8 @@ class Provider(Protocol):
     # True when a key is used in this process's memory, without a lock held long, a file, a token or a socket: cheap
     # primitives then run on the event loop, where a thread hop would cost more than the work.
     in_process: bool
+    # How many key parts it may hold; None where the part behind it sets the bound.
+    max_keys: int | None
 
     def generate(self, primitive: Primitive, kid: Kid) -> ProviderKey:
         """Make a key, durable when this returns. `kid` is its label and is bound to the sealed bytes."""

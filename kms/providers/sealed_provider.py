@@ -38,6 +38,7 @@ class SealedProvider(SoftwareProvider):
     ) -> None:
         super().__init__(random_fill)
         self._folder = folder
+        self.max_keys = folder.max_key_files
         self._store_id = store_id
         self._master = master
         self._aead = aead

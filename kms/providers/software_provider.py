@@ -22,6 +22,7 @@ class SoftwareProvider:
     primitives: frozenset[Primitive] = SOFTWARE_PRIMITIVES
     wraps_itself = False
     in_process = True
+    max_keys: int | None = None
 
     def __init__(self, random_fill: RandomFill = os_random) -> None:
         self._random_fill = random_fill

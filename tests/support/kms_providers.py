@@ -44,6 +44,12 @@ class StagedProvider(InMemoryProvider):
             raise StoreUnavailable("the token went away")
         return super().generate(primitive, kid)
 
+    def derive(self, handle: KeyHandle, info: bytes, primitive: Primitive, kid: Kid) -> ProviderKey:
+        self._work("derive")
+        if primitive is self.fails_at:
+            raise StoreUnavailable("the token went away")
+        return super().derive(handle, info, primitive, kid)
+
     def destroy(self, handle: KeyHandle) -> None:
         self._work("destroy")
         super().destroy(handle)

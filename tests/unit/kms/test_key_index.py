@@ -115,3 +115,25 @@ def test_no_tenant_takes_the_room_of_all(monkeypatch: pytest.MonkeyPatch) -> Non
     index.put(record_of(name_of(2, tenant="acme"), versions=3))
     with pytest.raises(StoreUnavailable):
         index.check_room("third", versions=1)
+
+
+def test_a_tenants_parts_are_counted_by_provider_without_those_of_destroyed_keys() -> None:
+    index = KeyIndex()
+    record = record_of(name_of(1), versions=3)
+    index.put(record)
+    index.put(record_of(name_of(2, tenant="acme")))
+    index.check_parts("core", "inmem", parts=1, most=4)
+    for provider, tenant, most in (("file", "core", 1), ("inmem", "acme", 2), ("inmem", "nobody", 1)):
+        index.check_parts(tenant, provider, parts=1, most=most)
+    with pytest.raises(StoreUnavailable) as refused:
+        index.check_parts("core", "inmem", parts=2, most=4)
+    assert refused.value.reason == "key_limit"
+    rotated = record.rotated(version_of(4))
+    index.put(rotated)
+    with pytest.raises(StoreUnavailable):
+        index.check_parts("core", "inmem", parts=1, most=4)
+    index.put(rotated.changed(KeyState.DISABLED, None))
+    with pytest.raises(StoreUnavailable):
+        index.check_parts("core", "inmem", parts=1, most=4)
+    index.put(rotated.changed(KeyState.DESTROYED, None))
+    index.check_parts("core", "inmem", parts=4, most=4)

@@ -10,16 +10,18 @@ import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kms import key_store
 from kms.audit_anchor import AuditedState, state_fault
-from kms.errors import Backpressure, Conflict, StoreUnavailable, Timeout
+from kms.errors import Backpressure, Conflict, Internal, StoreUnavailable, Timeout
+from kms.key_change import AppliedChange
 from kms.key_record import KeyState
 from kms.key_store import KeyStore
-from kms.op_answers import OpKey
+from kms.op_answers import OP_TTL_MS, OpAnswers, OpKey
 from kms.state_file import FILE_NAME
 from tests.support.kms_core import HandClock
 from tests.support.kms_records import change_of, name_of, record_of, version_of
@@ -114,6 +116,87 @@ async def test_answers_over_the_bound_leave_the_file_too(tmp_path: Path, monkeyp
         kept = [row[0] for row in connection.execute("SELECT op_id FROM ops ORDER BY op_id")]
     # The last one's eviction is made durable with the change after it.
     assert kept == ["2", "3", "4", "5"]
+
+
+def answers_in(folder: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(folder / FILE_NAME)) as connection:
+        return [row[0] for row in connection.execute("SELECT op_id FROM ops ORDER BY op_id")]
+
+
+async def test_an_op_id_that_fell_out_and_is_used_again_at_once_keeps_its_new_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as store:
+        monkeypatch.setattr(store._answers, "_max_ops", 2)
+        for number, op_id in enumerate(["0", "1", "2", "0"]):
+            await store.commit(change_of(record_of(name_of(number)), op_id=op_id))
+        assert answers_in(tmp_path) == ["0", "1", "2"]
+        await store.commit(change_of(record_of(name_of(9))))
+        assert answers_in(tmp_path) == ["0", "2"]
+
+
+async def test_an_op_id_that_falls_out_and_comes_back_in_one_batch_is_kept(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path, HandClock().clock)
+    try:
+        store._apply([change_of(record_of(name_of(1)), op_id="0")])
+        late = HandClock()
+        late.now_s += OP_TTL_MS / 1000 + 10
+        store._clock = late.clock
+        store._apply([change_of(record_of(name_of(2)), op_id="1"), change_of(record_of(name_of(3)), op_id="0")])
+        store._apply([change_of(record_of(name_of(4)))])
+        assert answers_in(tmp_path) == ["0", "1"]
+    finally:
+        store.close()
+
+
+async def test_answers_that_a_start_finds_over_the_bound_leave_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as store:
+        for number in range(4):
+            await store.commit(change_of(record_of(name_of(number)), op_id=f"{number}"))
+    with monkeypatch.context() as patched:
+        patched.setattr(key_store, "OpAnswers", lambda: OpAnswers(max_ops=2))
+        async with running(tmp_path) as store:
+            await store.commit(change_of(record_of(name_of(9))))
+    assert answers_in(tmp_path) == ["2", "3"]
+
+
+async def test_one_change_that_has_no_form_fails_alone(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path, HandClock().clock)
+    try:
+        bad = replace(record_of(name_of(2)), policy_hints=(("n", 2**64),))
+        first, refused, third = store._apply(
+            [change_of(record_of(name_of(1))), change_of(bad), change_of(record_of(name_of(3)))]
+        )
+        assert isinstance(refused, Internal)
+        assert isinstance(refused.__cause__, OverflowError)
+        assert isinstance(first, AppliedChange)
+        assert isinstance(third, AppliedChange)
+        assert third.former_digest == first.digest
+    finally:
+        store.close()
+    async with running(tmp_path) as again:
+        assert (again.epoch, again.state_digest()) == (2, third.digest)
+        assert sorted(str(record.name) for record in again.keys) == [str(name_of(1)), str(name_of(3))]
+
+
+async def test_of_changes_in_one_batch_a_tenant_gets_no_more_parts_than_it_may_have() -> None:
+    store = KeyStore(None, HandClock().clock)
+    try:
+        changes = [
+            replace(change_of(record_of(name_of(number, tenant=tenant))), tenant_parts_max=2)
+            for number, tenant in enumerate(["core", "core", "core", "acme", "acme"])
+        ]
+        refused = [isinstance(each, StoreUnavailable) for each in store._apply(changes)]
+        assert refused == [False, False, True, False, False]
+        record = store.keys.find(name_of(0))
+        destroyed = record.changed(KeyState.DESTROYED, None)
+        store._apply([replace(change_of(destroyed, record, verb="destroy"), tenant_parts_max=2)])
+        (applied,) = store._apply([changes[2]])
+        assert isinstance(applied, AppliedChange)
+    finally:
+        store.close()
 
 
 async def test_changes_whose_event_is_on_disk_are_forgotten_with_the_next_change(tmp_path: Path) -> None:

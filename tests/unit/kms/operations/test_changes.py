@@ -13,6 +13,7 @@ import pytest
 from kms.errors import BadRequest, Conflict, KmsError, NoCapability, NotFound, StoreUnavailable, Unsupported
 from kms.kid import parse_kid
 from kms.messages import (
+    MAX_HINTS_BYTES,
     ChangeKeyStateRequest,
     CreateKeyRequest,
     DeriveRequest,
@@ -384,3 +385,49 @@ async def test_destroying_a_record_that_names_another_keys_handle_does_not_erase
         bench.store.keys.put(replace(record, versions=other.versions))
         await change(bench, "destroy", mine)
         assert (await bench.sign(victim)).kid == victim
+
+
+async def test_hints_that_are_too_long_together_make_no_key() -> None:
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        fitting: dict[str, str | int | bool] = {f"{number:04}": "x" * 252 for number in range(16)}
+        assert sum(len(name) + len(str(text)) for name, text in fitting.items()) == MAX_HINTS_BYTES
+        await bench.create(policy_hints=fitting)
+        for hints in ({**fitting, "0000": "x" * 253}, {f"{number}": "é" * 200 for number in range(16)}):
+            with pytest.raises(BadRequest):
+                await bench.create(policy_hints=hints)
+        assert (bench.store.epoch, provider.keys_held) == (1, 1)
+
+
+@pytest.mark.parametrize("op", ["create_key", "rotate", "derive"])
+async def test_a_tenant_takes_at_most_half_of_its_backends_room(op: str) -> None:
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        provider.max_keys = 8
+        kid = await bench.create("hkdf" if op == "derive" else "hybrid")
+        await bench.create("ed25519")
+        requests = {
+            "create_key": CreateKeyRequest(tenant="core", purpose="audit", alg="hybrid"),
+            "rotate": RotateKeyRequest(kid=kid),
+            "derive": DeriveRequest(kid=kid, context="a", alg="hybrid"),
+        }
+        spare = await bench.create("ed25519") if op == "derive" else None
+        made = list(provider.calls)
+        with pytest.raises(StoreUnavailable) as refused:
+            await bench.call(op, requests[op])
+        assert (refused.value.reason, provider.calls) == ("key_limit", made)
+        for _ in range(4):
+            await bench.create("ed25519", tenant="acme")
+        await change(bench, "disable", kid)
+        await change(bench, "enable", kid)
+        await change(bench, "destroy", spare or kid)
+        await bench.create("ed25519")
+
+
+async def test_two_at_once_do_not_pass_the_half_together() -> None:
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        provider.max_keys = 8
+        outcomes = await asyncio.gather(*(bench.create("hybrid") for _ in range(5)), return_exceptions=True)
+        assert [isinstance(each, StoreUnavailable) for each in outcomes].count(False) == 2
+        assert provider.keys_held == 4
