@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from kms.error_envelope import as_kms_error
 from kms.errors import Internal, KmsError, NoCapability, StoreUnavailable, Unauthenticated
+from kms.http_body import BodyBudget
 from kms.kid import kid_hash
 from kms.logs import places_of
 from kms.principal import CallContext, Scope
@@ -92,6 +93,7 @@ class ApiCalls:
         self._authority, self._dispatcher = authority, dispatcher
         self._telemetry, self._log, self._ids = telemetry, log, ids
         self.clock, self.config = clock, config
+        self.bodies = BodyBudget()
         self.draining = False
         # False while the wall clock is known to have been stepped: the end of a capability cannot be judged then.
         self.clock_ok: Callable[[], bool] = lambda: True

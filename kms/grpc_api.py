@@ -56,12 +56,14 @@ class GrpcApi(grpc.GenericRpcHandler):  # type: ignore[misc]
         response: Message | None = None
         try:
             self._calls.admit(call, operation, metadata.get("authorization"))
-            raw = await _read_message(context, self._calls.config().read_timeout_ms)
-            call.body_bytes = len(raw)
-            request = request_from_bytes(raw, operation.request)
-            if operation.names_key and not getattr(request, "kid", None):
-                raise NotFound("no such key")
-            response = await self._calls.perform(call, request, operation.path_for(getattr(request, "kid", "")))
+            with self._calls.bodies.lease() as lease:
+                raw = await _read_message(context, self._calls.config().read_timeout_ms)
+                lease.take(len(raw))
+                call.body_bytes = len(raw)
+                request = request_from_bytes(raw, operation.request)
+                if operation.names_key and not getattr(request, "kid", None):
+                    raise NotFound("no such key")
+                response = await self._calls.perform(call, request, operation.path_for(getattr(request, "kid", "")))
             encoded = response_to_bytes(response)
         except asyncio.CancelledError:
             self._calls.close(call, "CANCELLED", None, None)
@@ -115,6 +117,8 @@ def build_grpc_server(calls: ApiCalls, config: KmsConfig) -> Any:
             ("grpc.max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
+            # Those in a handshake count too.
+            ("grpc.max_allowed_incoming_connections", int(config.max_conns)),
             ("grpc.max_connection_idle_ms", int(config.idle_timeout_ms)),
             ("grpc.server_handshake_timeout_ms", int(config.read_timeout_ms)),
             ("grpc.keepalive_time_ms", int(config.idle_timeout_ms)),

@@ -101,11 +101,14 @@ class HttpApi:
             raise BadRequest("this path takes no query")
         limits = self._calls.config().limits
         check_length(fields.get(b"content-length"), limits.max_body_bytes)
-        raw = await read_body(receive, limits.max_body_bytes)
-        call.body_bytes = len(raw)
-        body = inflate(raw, fields.get(b"content-encoding"), limits.max_body_bytes, limits.decompress_ratio_cap)
-        request = decode_request(operation, kid, body, fields.get(b"content-type"))
-        return await self._calls.perform(call, request, operation.path_for(kid))
+        with self._calls.bodies.lease() as lease:
+            raw = await read_body(receive, limits.max_body_bytes, lease)
+            call.body_bytes = len(raw)
+            body = inflate(raw, fields.get(b"content-encoding"), limits.max_body_bytes, limits.decompress_ratio_cap)
+            if body is not raw:
+                lease.take(len(body))
+            request = decode_request(operation, kid, body, fields.get(b"content-type"))
+            return await self._calls.perform(call, request, operation.path_for(kid))
 
     async def _send_openapi(self, call: ApiCall, method: str, send: Send) -> None:
         if method != "GET":

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from kms.errors import BadRequest, TooLarge, Unsupported
+from kms.errors import Backpressure, BadRequest, TooLarge, Unsupported
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -15,12 +15,54 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 MAX_LENGTH_DIGITS: Final = 12
+MAX_BODIES_BYTES: Final = 64 * 1_048_576
+"""Of all requests of the process together, what came of their bodies and is not answered."""
 # zlib's window sizes: gzip alone, and zlib (which RFC 9110 §8.4.1.2 calls deflate) alone.
 _WBITS: Final = {b"gzip": 16 + zlib.MAX_WBITS, b"x-gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
 class Disconnected(Exception):
     """The peer went away before its body was whole; nobody reads an answer."""
+
+
+class BodyBudget:
+    """How many bytes of bodies may be under way at once. The event loop owns it."""
+
+    def __init__(self, max_bytes: int = MAX_BODIES_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self.taken_bytes = 0
+        """What requests hold now."""
+
+    def lease(self) -> BodyLease:
+        """Give what one request takes its bytes with, and gives them back with when it is left."""
+        return BodyLease(self)
+
+    def take(self, size_bytes: int) -> None:
+        """Count bytes that came. Raises Backpressure: they are too many, and must be dropped."""
+        if self.taken_bytes + size_bytes > self._max_bytes:
+            raise Backpressure("too many request bodies are under way", reason="body_budget", retry_after_s=1)
+        self.taken_bytes += size_bytes
+
+
+class BodyLease:
+    """The bytes of one request, as a context: however it is left, they are given back."""
+
+    __slots__ = ("_budget", "_held_bytes")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget, self._held_bytes = budget, 0
+
+    def __enter__(self) -> BodyLease:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._budget.taken_bytes -= self._held_bytes
+        self._held_bytes = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count bytes that came. Raises Backpressure."""
+        self._budget.take(size_bytes)
+        self._held_bytes += size_bytes
 
 
 def check_length(content_length: bytes | None, max_body_bytes: int) -> None:
@@ -33,28 +75,26 @@ def check_length(content_length: bytes | None, max_body_bytes: int) -> None:
         raise TooLarge(f"the body is larger than {max_body_bytes} bytes")
 
 
-async def read_body(receive: Receive, max_body_bytes: int) -> bytes:
-    """Read the body whole. Raises TooLarge past `max_body_bytes`, Disconnected when the peer went away."""
-    message = await receive()
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    body: bytes = message["body"]
-    if not message["more_body"]:
-        if len(body) > max_body_bytes:
-            raise TooLarge(f"the body is larger than {max_body_bytes} bytes")
-        return body
-    parts, size = [body], len(body)
-    while message["more_body"]:
-        if size > max_body_bytes:
-            raise TooLarge(f"the body is larger than {max_body_bytes} bytes")
+async def read_body(receive: Receive, max_body_bytes: int, lease: BodyLease) -> bytes:
+    """Read the body whole, each piece counted as it comes.
+
+    Raises TooLarge past `max_body_bytes`, Backpressure past what all requests may hold, Disconnected when the peer went
+    away.
+    """
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Disconnected
-        parts.append(message["body"])
-        size += len(message["body"])
-    if size > max_body_bytes:
-        raise TooLarge(f"the body is larger than {max_body_bytes} bytes")
-    return b"".join(parts)
+        piece: bytes = message["body"]
+        more = message["more_body"]
+        size += len(piece)
+        if size > max_body_bytes:
+            raise TooLarge(f"the body is larger than {max_body_bytes} bytes")
+        lease.take(len(piece))
+        parts.append(piece)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def inflate(body: bytes, content_encoding: bytes | None, max_body_bytes: int, ratio_cap: int) -> bytes:

@@ -1,8 +1,8 @@
 """HTTP connections of the service: bounded in number, in header bytes, and in how long a peer may take.
 
 uvicorn (httptools) parses and frames. What it leaves open is closed here: it has no bound on header bytes, keeps every
-trailer, waits for ever for a first or an unfinished request, and for a peer that reads nothing (CONFIG.md §3,
-CONCURRENCY.md §5).
+trailer, queues whatever is pipelined, waits for ever for a first or an unfinished request, and for a peer that reads
+nothing (CONFIG.md §3, CONCURRENCY.md §5).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from kms.error_envelope import encode_envelope
@@ -21,12 +22,15 @@ from kms.errors import Backpressure, BadRequest, KmsError
 
 if TYPE_CHECKING:
     import asyncio
+    from collections import deque
     from collections.abc import Callable
 
     from kms.config_sections import KmsConfig
     from kms.telemetry import Telemetry
 
 MAX_HEADER_BYTES: Final = 16_384
+MAX_PIPELINED_REQUESTS: Final = 16
+"""Requests of one connection that wait behind the one that is served."""
 SWEEP_INTERVAL_S: Final = 0.25
 _UCRED: Final = struct.Struct("3i")
 _REASONS: Final = {400: b"Bad Request", 503: b"Service Unavailable", 429: b"Too Many Requests"}
@@ -42,12 +46,27 @@ class ConnectionRules:
     unix: bool
 
 
+class _Refused(Exception):
+    """The connection was refused: raised in a callback, it makes the parser leave the rest of what came."""
+
+
+class _PipelineFlow(FlowControl):
+    """Reads on only when nothing waits: the library does after each answer, and each read brings thousands more."""
+
+    def __init__(self, transport: asyncio.Transport, waiting: deque[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Read on, unless requests wait."""
+        if not self._waiting:
+            super().resume_reading()
+
+
 class KmsConnection(HttpToolsProtocol):
     """One connection. The event loop owns it; `sweep` looks at all of them."""
 
     rules: ConnectionRules
-    # Accepted, and not yet through with their TLS handshake: when each began. The library tells of no failure.
-    shaking_hands: dict[KmsConnection, float]
 
     _began_s: float | None = None  # when the first byte of an unfinished request came
     _stalled_since_s: float | None = None  # since when the peer has taken nothing of an answer
@@ -58,14 +77,10 @@ class KmsConnection(HttpToolsProtocol):
     _refused: bool = False
     _buffered: int = 0
 
-    def __init__(self, *args: Any, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self.shaking_hands[self] = self.loop.time()
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take a connection, or refuse it: too many, or a neighbour that is not on the list."""
-        self.shaking_hands.pop(self, None)
         super().connection_made(transport)
+        self.flow = _PipelineFlow(transport, self.pipeline)
         self._began_s = self.loop.time()
         if self.rules.unix:
             uid = peer_uid(transport.get_extra_info("socket"))
@@ -110,14 +125,19 @@ class KmsConnection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_begin(self) -> None:
-        """Begin a request."""
+        """Begin a request, unless the connection was refused."""
+        if self._refused:
+            raise _Refused
         super().on_message_begin()
         if self._began_s is None:
             self._began_s = self.loop.time()
         self._in_headers = True
 
     def on_headers_complete(self) -> None:
-        """Let the application begin."""
+        """Let the application begin, or the request wait for those before it; too many that wait are refused."""
+        if len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            self._refuse(BadRequest("too many requests wait on this connection", reason="pipeline_too_long"))
+            raise _Refused
         self._in_headers, self._header_bytes = False, 0
         super().on_headers_complete()
 
@@ -125,6 +145,11 @@ class KmsConnection(HttpToolsProtocol):
         """End a request: what follows is the next one."""
         super().on_message_complete()
         self._began_s, self._in_headers = None, True
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request; where there is none, wait for one as long as the settings in force say."""
+        self.timeout_keep_alive = self.rules.config().idle_timeout_ms / 1000  # type: ignore[assignment]  # a delay
+        super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP with the envelope instead of a plain text."""
@@ -191,7 +216,7 @@ class KmsConnection(HttpToolsProtocol):
 
 def connection_class(rules: ConnectionRules) -> type[KmsConnection]:
     """Make the protocol class of one listener."""
-    return type("KmsConnection", (KmsConnection,), {"rules": rules, "shaking_hands": {}})
+    return type("KmsConnection", (KmsConnection,), {"rules": rules})
 
 
 def peer_uid(connected: Any) -> int:
@@ -200,12 +225,7 @@ def peer_uid(connected: Any) -> int:
     return int(_UCRED.unpack(raw)[1])
 
 
-def sweep(kind: type[KmsConnection], connections: set[Any], now_s: float) -> None:
-    """Look at every connection once, and count the handshakes that did not end in time or at all."""
+def sweep(connections: set[Any], now_s: float) -> None:
+    """Look at every connection once."""
     for connection in tuple(connections):
         connection.look(now_s)
-    limit_s = kind.rules.config().read_timeout_ms / 1000 + SWEEP_INTERVAL_S
-    for connection, began_s in tuple(kind.shaking_hands.items()):
-        if now_s - began_s > limit_s:
-            del kind.shaking_hands[connection]
-            kind.rules.telemetry.tls_handshake_failures.inc()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import uvicorn
 
 from kms.http_connection import SWEEP_INTERVAL_S, connection_class, sweep
+from kms.tls_accept import TlsAcceptor
 
 if TYPE_CHECKING:
     import socket
@@ -22,7 +23,9 @@ _START_POLL_S: Final = 0.005
 
 
 class _Server(uvicorn.Server):
-    handshake_timeout_s: float | None = None
+    def __init__(self, config: uvicorn.Config, rules: ConnectionRules) -> None:
+        super().__init__(config)
+        self._rules = rules
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -30,35 +33,32 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on the socket handed in, with a bound on the TLS handshake, which the library leaves at a minute."""
+        """Listen on the sockets handed in."""
         await self.lifespan.startup()
-        config, loop = self.config, asyncio.get_running_loop()
+        servers: list[Any] = [await self._listen(each) for each in sockets or []]
+        self.servers = servers
+        self.started = True
+
+    async def _listen(self, listener: socket.socket) -> Any:
+        config, state = self.config, self.server_state
 
         def connection() -> asyncio.Protocol:
             kind: Any = config.http_protocol_class
-            made: asyncio.Protocol = kind(config=config, server_state=self.server_state, app_state={})
+            made: asyncio.Protocol = kind(config=config, server_state=state, app_state={})
             return made
 
-        self.servers = [
-            await loop.create_server(
-                connection,
-                sock=each,
-                ssl=config.ssl,
-                ssl_handshake_timeout=None if config.ssl is None else self.handshake_timeout_s,
-            )
-            for each in sockets or []
-        ]
-        self.started = True
+        if config.ssl is None:
+            return await asyncio.get_running_loop().create_server(connection, sock=listener)
+        return TlsAcceptor(listener, connection, lambda: len(state.connections), self._rules, config.ssl)
 
 
 class HttpServer:
     """One listener with its connections. `tls`: a context, or None for plain HTTP."""
 
     def __init__(self, app: Any, listener: socket.socket, rules: ConnectionRules, tls: ssl.SSLContext | None) -> None:
-        self._kind = connection_class(rules)
         config = uvicorn.Config(
             app,
-            http=self._kind,
+            http=connection_class(rules),
             loop="none",
             lifespan="off",
             ws="none",
@@ -67,12 +67,10 @@ class HttpServer:
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=max(1, rules.config().idle_timeout_ms // 1000),
         )
         config.load()
         config.ssl = tls
-        self._server = _Server(config)
-        self._server.handshake_timeout_s = rules.config().read_timeout_ms / 1000
+        self._server = _Server(config, rules)
         self._listener = listener
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -105,4 +103,4 @@ class HttpServer:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
-            sweep(self._kind, self._server.server_state.connections, loop.time())
+            sweep(self._server.server_state.connections, loop.time())

@@ -1,6 +1,7 @@
 """gRPC mirrors the HTTP messages field for field (API.md appendix C)."""
 
 import asyncio
+import contextlib
 import json
 import types
 import typing
@@ -17,6 +18,7 @@ from kms.error_envelope import ErrorEnvelope
 from kms.errors import BadRequest, Conflict, StoreUnavailable
 from kms.grpc_api import SERVICE, build_grpc_server
 from kms.grpc_codec import MAX_NESTED_MESSAGES, request_from_bytes, response_to_bytes
+from kms.http_body import BodyBudget
 from kms.messages import (
     AttestationEvidence,
     CreateKeyRequest,
@@ -281,6 +283,36 @@ async def test_calls_whose_message_never_comes_do_not_take_the_places_of_others(
     assert kms_pb2.SignResponse.FromString(raw).kid == KID
     assert len(parts.dispatcher.asked) == 1
     await channel.close()
+
+
+async def test_connections_are_at_most_max_conns(ask):
+    parts = EdgeParts(SIGNED, msgspec.structs.replace(KmsConfig(), max_conns=2))
+    await ask(parts)
+    kept = [await asyncio.open_connection("127.0.0.1", ask.port) for _ in range(2)]
+    for reader, _ in kept:
+        async with asyncio.timeout(3):
+            assert await reader.readexactly(1)  # the server's settings: this one is served
+    reader, writer = await asyncio.open_connection("127.0.0.1", ask.port)
+    async with asyncio.timeout(3):
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    for _, each in [*kept, (reader, writer)]:
+        each.close()
+
+
+async def test_messages_under_way_share_the_bound_of_bodies(ask):
+    parts = EdgeParts(SIGNED)
+    call = await ask(parts)
+    size_bytes = len(SIGN.SerializeToString())
+    parts.calls.bodies = BodyBudget(size_bytes - 1)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call("Sign", SIGN)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert parts.dispatcher.asked == []
+    parts.calls.bodies = BodyBudget(size_bytes)
+    for _ in range(2):
+        await call("Sign", SIGN)
+    assert parts.calls.bodies.taken_bytes == 0
 
 
 async def test_a_call_that_ends_without_a_message_is_refused(ask):

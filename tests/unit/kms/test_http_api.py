@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from kms import errors
 from kms.errors import ErrorCode, KmsError
 from kms.http_api import MethodNotAllowed, decode_request, route
+from kms.http_body import BodyBudget, Disconnected, read_body
 from kms.messages import (
     AttestationEvidence,
     ChangeKeyStateRequest,
@@ -291,6 +292,81 @@ async def test_a_peer_that_goes_away_is_answered_by_nothing_and_counted():
     assert (await parts.ask(chunks=[])).status == 0
     assert parts.counted("http_requests_total", route="/v1/kms/sign", method="POST", status="499") == 1.0
     assert parts.counted("inflight_requests", route="/v1/kms/sign") == 0.0
+
+
+async def test_bodies_under_way_are_bounded_for_all_requests_together():
+    parts, begun, done = EdgeParts(SIGNED), asyncio.Event(), asyncio.Event()
+
+    async def hold(_request):
+        begun.set()
+        await done.wait()
+        return SIGNED
+
+    parts.dispatcher.answer = hold
+    parts.calls.bodies = BodyBudget(10_000)
+    first = asyncio.create_task(parts.ask(body=json.dumps(SIGN).encode().ljust(6000)))
+    await begun.wait()
+    refused = await parts.ask(chunks=[b" " * 2500, b" " * 2500, json.dumps(SIGN).encode()])
+    assert (refused.status, refused.error["code"], refused.reads) == (429, "Backpressure", 2)
+    assert refused.headers["retry-after"] == "1"
+    assert parts.counted("rejected_total", reason="body_budget") == 1.0
+    small = asyncio.create_task(parts.ask(body=json.dumps(SIGN).encode().ljust(4000)))
+    done.set()
+    assert [(await each).status for each in (first, small)] == [200, 200]
+    assert parts.calls.bodies.taken_bytes == 0
+
+
+async def test_what_a_body_inflates_to_is_under_way_too():
+    parts = EdgeParts(SIGNED)
+    packed = gzip.compress(json.dumps(SIGN).encode().ljust(1000))
+    for budget_bytes, status in ((1000 + len(packed), 200), (999 + len(packed), 429)):
+        parts.calls.bodies = BodyBudget(budget_bytes)
+        assert (await parts.ask(body=packed, content_encoding="gzip")).status == status
+        assert parts.calls.bodies.taken_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "rest", "status"),
+    [
+        (SIGNED, {"body": SIGN}, 200),
+        (SIGNED, {"body": b"not json"}, 400),
+        (SIGNED, {"body": b"junk", "content_encoding": "gzip"}, 400),
+        (SIGNED, {"chunks": [b" " * 65_536] * 20}, 413),
+        (errors.Timeout("m"), {"body": SIGN}, 504),
+        (ZeroDivisionError(), {"body": SIGN}, 500),
+        (asyncio.CancelledError(), {"body": SIGN}, None),
+    ],
+    ids=["answered", "not-json", "not-gzip", "too-large", "refused", "a-fault", "given-up"],
+)
+async def test_however_a_request_ends_its_body_is_no_longer_under_way(answer, rest, status):
+    parts = EdgeParts(answer)
+
+    async def end(_request):
+        assert parts.calls.bodies.taken_bytes > 0
+        raise answer
+
+    if not isinstance(answer, SignResponse):
+        parts.dispatcher.answer = end
+    if status is None:
+        with pytest.raises(asyncio.CancelledError):
+            await parts.ask(**rest)
+    else:
+        assert (await parts.ask(**rest)).status == status
+    assert parts.calls.bodies.taken_bytes == 0
+
+
+async def test_a_peer_that_goes_away_within_its_body_leaves_nothing_under_way():
+    budget = BodyBudget(10)
+    with budget.lease() as lease:
+        pieces = iter([{"type": "http.request", "body": b"xxxx", "more_body": True}, {"type": "http.disconnect"}])
+
+        async def receive():
+            return next(pieces)
+
+        with pytest.raises(Disconnected):
+            await read_body(receive, 100, lease)
+        assert budget.taken_bytes == 4
+    assert budget.taken_bytes == 0
 
 
 CASES = [

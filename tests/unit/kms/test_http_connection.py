@@ -1,6 +1,7 @@
 """Connections are bounded in number, in header bytes and in how long a peer may take (CONFIG.md §3)."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,7 +13,7 @@ import pytest
 from kms.clock import SYSTEM_CLOCK
 from kms.config_sections import KmsConfig, TlsSection, UnixSection
 from kms.config_values import ConfigError, DurationMs
-from kms.http_connection import ConnectionRules, peer_uid
+from kms.http_connection import MAX_PIPELINED_REQUESTS, ConnectionRules, peer_uid
 from kms.http_server import HttpServer
 from kms.listeners import Listeners, adopt, bind_all, bind_unix, rebind
 from kms.messages import Signature, SignResponse
@@ -138,6 +139,19 @@ async def test_a_connection_that_is_idle_after_an_answer_is_closed(stage):
     writer.close()
 
 
+async def test_a_reloaded_idle_timeout_holds_from_the_next_answer_on(stage):
+    here = await stage(**FAST)
+    reader, writer = await here.connect()
+    writer.write(request_bytes())
+    await read_answer(reader)
+    here.parts.config = msgspec.structs.replace(here.parts.config, idle_timeout_ms=DurationMs(50))
+    writer.write(request_bytes())
+    await read_answer(reader)
+    async with asyncio.timeout(3):
+        assert await reader.read() == b""
+    writer.close()
+
+
 async def test_connections_beyond_max_conns_get_429_and_the_envelope(stage):
     here = await stage(max_conns=2)
     kept = [await here.connect() for _ in range(2)]
@@ -238,6 +252,71 @@ async def test_what_is_broken_behind_a_request_is_not_answered_in_its_place(stag
     async with asyncio.timeout(3):
         assert await reader.read() == b""
     assert here.parts.counted("rejected_total", reason="bad_request") == 1.0
+    writer.close()
+
+
+GET = b"GET /x HTTP/1.1\r\nhost: kms\r\n\r\n"
+
+
+class Gate:
+    """An application whose answers the test lets out one by one."""
+
+    def __init__(self):
+        self.begun, self.open = 0, asyncio.Semaphore(0)
+
+    async def __call__(self, _scope, receive, send):
+        self.begun += 1
+        await receive()
+        await self.open.acquire()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_pipelined_requests_are_answered_one_after_the_other(stage):
+    reader, writer = await (await stage()).connect()
+    writer.write(request_bytes() * (MAX_PIPELINED_REQUESTS + 1))
+    for _ in range(MAX_PIPELINED_REQUESTS + 1):
+        assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+@pytest.mark.parametrize("further", [1, 10_000])
+async def test_more_pipelined_requests_than_may_wait_end_the_connection(stage, further):
+    gate = Gate()
+    here = await stage(app=gate)
+    reader, writer = await here.connect()
+    writer.write(GET * (1 + MAX_PIPELINED_REQUESTS + further))
+    async with asyncio.timeout(3):
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    assert gate.begun == 1
+    assert here.parts.counted("rejected_total", reason="pipeline_too_long") == 1.0
+    writer.close()
+
+
+async def test_no_more_is_read_while_requests_wait(stage):
+    gate = Gate()
+    here = await stage(app=gate)
+    reader, writer = await here.connect()
+
+    async def waiting():
+        for _ in range(20):
+            await asyncio.sleep(0.001)
+        [connection] = here.server._server.server_state.connections
+        return len(connection.pipeline)
+
+    writer.write(GET * 4)
+    assert await waiting() == 3
+    writer.write(GET * MAX_PIPELINED_REQUESTS)
+    for left in (2, 1):
+        gate.open.release()
+        await read_answer(reader)
+        assert await waiting() == left
+    for _ in range(MAX_PIPELINED_REQUESTS + 2):
+        gate.open.release()
+        await read_answer(reader)
+    assert gate.begun == MAX_PIPELINED_REQUESTS + 4
+    assert here.parts.counted("rejected_total", reason="pipeline_too_long") == 0.0
     writer.close()
 
 
@@ -358,6 +437,38 @@ async def test_a_handshake_that_does_not_end_is_cut_off_and_counted(stage, pki, 
         while here.parts.counted("tls_handshake_failures_total") == 0.0:
             await asyncio.sleep(0.02)
     assert here.parts.counted("tls_handshake_failures_total") == 1.0
+    writer.close()
+
+
+async def test_connections_in_a_handshake_count_among_max_conns(stage, pki):
+    here = await stage(tls=TlsFiles(pki.section()).context, max_conns=2)
+    _, served = await here.connect(**pki.client())
+    _, silent = await here.connect()
+    refused, writer = await here.connect()
+    async with asyncio.timeout(3):
+        assert await refused.read() == b""
+    assert here.parts.counted("rejected_total", reason="max_conns") == 1.0
+    writer.close()
+    silent.transport.abort()
+    async with asyncio.timeout(3):
+        while here.parts.counted("tls_handshake_failures_total") == 0.0:
+            await asyncio.sleep(0.01)
+    reader, writer = await here.connect(**pki.client())
+    writer.write(request_bytes())
+    assert (await read_answer(reader))[0].startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    served.close()
+
+
+async def test_a_stopped_listener_gives_up_handshakes_under_way(stage, pki):
+    here = await stage(tls=TlsFiles(pki.section()).context)
+    reader, writer = await here.connect()
+    while not here.server._server.servers[0]._handshakes:
+        await asyncio.sleep(0.001)
+    await here.server.stop(1.0)
+    async with asyncio.timeout(3):
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
     writer.close()
 
 
