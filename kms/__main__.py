@@ -64,15 +64,17 @@ def _service(args: argparse.Namespace) -> int:
     gc.disable()  # Nothing that is loaded now is ever garbage: the service lets the collector go when it serves.
     from kms.clock import SYSTEM_CLOCK
     from kms.config import load_config
+    from kms.config_snapshot import read_snapshot
     from kms.listeners import adopt, bind_all
-    from kms.process_hardening import harden_process
+    from kms.process_hardening import harden_process, raise_descriptor_limit
     from kms.providers.open_provider import open_providers
     from kms.telemetry import Telemetry
     from kms.tls_floor import set_grpc_floor
 
     set_grpc_floor()
-    flags = config_flags(args)
-    loaded = load_config(flags, os.environ)
+    flags, config_fd = config_flags(args), args.config_fd
+    loaded = load_config(flags, os.environ) if config_fd is None else read_snapshot(config_fd, flags, os.environ)
+    raise_descriptor_limit()
     listeners = bind_all(loaded.config) if args.listeners is None else adopt(args.listeners)
     hardening, telemetry = harden_process(), Telemetry()
     with ThreadPoolExecutor(1, "kms-open") as threads:
@@ -87,6 +89,12 @@ def _check(args: argparse.Namespace) -> int:
     from kms.config import config_digest, load_config
 
     loaded = load_config(config_flags(args), os.environ)
+    if args.open:
+        from kms.config_proof import prove_openable
+        from kms.process_hardening import harden_process
+
+        harden_process()
+        prove_openable(loaded.config)
     for line in (*loaded.notes, *loaded.warnings):
         sys.stdout.write(f"{line}\n")
     sys.stdout.write(f"valid, digest {config_digest(loaded.config)}\n")
@@ -111,9 +119,13 @@ def _parser(wanted: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_config_flags(command)
         command.set_defaults(run=run)
+        if name == "check":
+            what = "open what it names too: TLS files, root keys, revocations, policy"
+            command.add_argument("--open", action="store_true", help=what)
         if name == "service":
             command.add_argument("--listeners", default=None, help="descriptors that were handed down")
             command.add_argument("--lifeline-fd", type=int, default=None, help="becomes readable when serve is gone")
+            command.add_argument("--config-fd", type=int, default=None, help="a configuration that was handed down")
             command.add_argument("--restarts", type=int, default=0, help="how often the process was started again")
     if wanted not in _SERVING:
         from kms import audit_commands, mint

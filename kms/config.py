@@ -34,12 +34,16 @@ CONFIG_ENV_ALIAS: Final = "RON_CONFIG"
 
 @dataclass(frozen=True, slots=True)
 class LoadedConfig:
-    """What is in force, the file it came from (None: no file) and what the operator should be told."""
+    """What is in force, the file it came from (None: no file) and what the operator should be told.
+
+    `current`: False for a configuration of before, while its sources say another one that cannot be used.
+    """
 
     config: KmsConfig
     path: Path | None
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
+    current: bool = True
 
 
 def load_config(flags: Mapping[str, str], environ: Mapping[str, str]) -> LoadedConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MIN_BODY_BYTES: Final = 1024
 MAX_BODY_BYTES: Final = 1_048_576
 MAX_SOCKET_PATH_BYTES: Final = 107
+OTHER_DESCRIPTORS: Final = 256
+"""What the service keeps open besides connections: its sockets, stores, backends and threads."""
 ATTESTING_BACKENDS: Final = frozenset({"tpm", "pkcs11"})
 MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 _UNPRIVILEGED_PORT_START: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -193,6 +196,14 @@ def _warnings(config: KmsConfig) -> list[str]:
             warnings.append(f"{name}: others can reach it and TLS is off: capabilities cross the network in the clear")
     if not config.metrics_addr.loopback:
         warnings.append("metrics_addr: others can reach it; it has no authentication")
+    needed = config.max_conns * _listener_count(config) + OTHER_DESCRIPTORS
+    granted = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if granted != resource.RLIM_INFINITY and granted < needed:
+        warnings.append(f"max_conns: may need {needed} descriptors; RLIMIT_NOFILE grants {granted}")
     if config.pq.verify_mode == "pq_only":
         warnings.append("pq.verify_mode: pq_only refuses every consumer that signs classically only")
     return warnings
+
+
+def _listener_count(config: KmsConfig) -> int:
+    return 2 + (config.grpc_addr is not None) + (config.unix.path is not None)

@@ -44,6 +44,12 @@ def harden_process() -> Hardening:
     return Hardening(_no_core_dumps(), libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0, _lock_pages(libc))
 
 
+def raise_descriptor_limit() -> None:
+    """Take every descriptor that the OS grants: connections are bounded by settings, not by a shell's default."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def _no_core_dumps() -> bool:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -18,6 +18,7 @@ from kms.api_call import ApiCalls
 from kms.audit_log import ChainedAuditLog
 from kms.clock import SYSTEM_CLOCK
 from kms.config import ConfigError, config_digest, load_config
+from kms.config_proof import prove_openable
 from kms.config_reload import changed_keys, needs_restart
 from kms.correlation import IdSource
 from kms.errors import KmsError
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 
 LOOK_INTERVAL_S: Final = 0.5
 CLOSE_GRACE_S: Final = 1.0
+SERVING: Final = b"1"
+"""What the supervisor is told once connections are answered."""
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -73,6 +76,7 @@ class KmsServer:
         section = loaded.config.observability
         self.log = LogWriter(sys.stderr, self._clock.wall_ms, section.log_level, section.log_format)
         self._state = ServiceState()
+        self._state.config_ok = loaded.current
         self._stop = asyncio.Event()
         self._servers: list[HttpServer] = []
         self._grpc: Any = None
@@ -188,7 +192,9 @@ class KmsServer:
         # The supervisor started us with it blocked, so that one that came early is not lost.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if lifeline_fd is not None:
-            # Nothing is ever written there: it becomes readable when the supervisor is gone.
+            # Nothing is ever written there for us: it becomes readable when the supervisor is gone.
+            with contextlib.suppress(OSError):
+                os.write(lifeline_fd, SERVING)
             loop.add_reader(lifeline_fd, self._supervisor_gone, lifeline_fd)
 
     def _supervisor_gone(self, lifeline_fd: int) -> None:
@@ -202,6 +208,8 @@ class KmsServer:
             fresh = load_config(self._flags, self._environ).config
             changed = changed_keys(self._config, fresh)
             waits = needs_restart(changed)
+            if waits:
+                prove_openable(fresh)
             parts.authority.reload()
             if self._tls is not None and self._tls.refresh():
                 self.log.event("info", "certificate_reloaded")
@@ -211,7 +219,8 @@ class KmsServer:
             self._state.config_ok = False
             self.log.event("error", "config_refused", message=str(error))
             return
-        self._state.config_ok = True
+        # Where there is a supervisor, only what it could not take over either gets here with such a change.
+        self._state.config_ok = not waits
         if waits:
             self.log.event("warn", "config_needs_restart", changed=waits)
             return

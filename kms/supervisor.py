@@ -2,6 +2,9 @@
 
 Because the sockets live here, a process that died or is replaced refuses nobody: connections wait in the sockets'
 queues until its successor takes them (CONCURRENCY.md §2). gRPC alone binds for itself and is away for that moment.
+
+A new configuration never costs the service: what it names is tried before the process ends that serves, and when its
+successor dies before it serves, the next one gets the last configuration that did (CONFIG.md §5).
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,12 +22,13 @@ from typing import TYPE_CHECKING, Final
 from kms.config import ConfigError, load_config
 from kms.config_keys import KEYS
 from kms.config_reload import changed_keys, needs_restart
+from kms.config_snapshot import write_snapshot
 from kms.listeners import Listeners, bind_all, rebind, remove_unix
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from kms.config import LoadedConfig
+    from kms.config import KmsConfig, LoadedConfig
     from kms.logs import LogWriter
 
 MIN_BACKOFF_S: Final = 0.1
@@ -35,6 +40,9 @@ STEADY_AFTER_S: Final = 10.0
 """A process that served this long starts again without back-off."""
 KILL_AFTER_S: Final = 4.0
 """How long past its drain the process may take for its last checkpoint and for closing, before it is killed."""
+PROOF_TIMEOUT_S: Final = 10.0
+FAILED_FOR_S: Final = 30.0
+"""A configuration that did not serve is not tried again for this long, however often a reload is asked for."""
 POLL_S: Final = 0.02
 EXIT_FAILED: Final = 1
 EXIT_UNUSABLE: Final = 2
@@ -70,8 +78,14 @@ class Supervisor:
         self._config, self._flags, self._environ, self._log = loaded.config, flags, environ, log
         self._listeners: Listeners = bind_all(loaded.config)
         self._backoff = Backoff(time.monotonic, random.random)
-        # The process holds the read end: it ends when this process does, however it ends, and the service drains.
-        self._lifeline_read, self._lifeline_write = os.pipe()
+        # The process holds the other end: it says there that it serves, and when this process ends, however it ends,
+        # it reads the end of the stream and drains.
+        self._lifeline, self._childs_end = socket.socketpair()
+        self._lifeline.setblocking(False)  # noqa: FBT003 - its only name
+        self._serves = False  # the process that runs now has said so
+        self._served: KmsConfig | None = None  # the last configuration that a process served with
+        self._went_back = False  # processes are handed that one; what the file says did not serve
+        self._failed: tuple[KmsConfig | None, float] = (None, 0.0)  # the last that did not serve, and when
         self._restarts = 0
         self._stopping = self._reload = False
 
@@ -84,7 +98,8 @@ class Supervisor:
             return self._supervise()
         finally:
             self._listeners.close()
-            os.close(self._lifeline_write)
+            self._lifeline.close()
+            self._childs_end.close()
             remove_unix(self._config)
 
     def _supervise(self) -> int:
@@ -96,8 +111,12 @@ class Supervisor:
                     self._end(process)
                     process, began_s = self._start(), time.monotonic()
             status = process.poll()
+            self._look_whether_it_serves()
             if status is None:
                 time.sleep(POLL_S)
+                continue
+            if self._go_back(status):
+                process, began_s = self._start(), time.monotonic()
                 continue
             if status == EXIT_UNUSABLE:
                 return EXIT_UNUSABLE
@@ -119,32 +138,94 @@ class Supervisor:
 
     def _start(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "kms", "service", *as_arguments(self._flags)]
-        command += ["--listeners", self._listeners.describe(), "--lifeline-fd", str(self._lifeline_read)]
+        lifeline_fd = self._childs_end.fileno()
+        command += ["--listeners", self._listeners.describe(), "--lifeline-fd", str(lifeline_fd)]
         command += ["--restarts", str(self._restarts)]
-        descriptors = (*self._listeners.descriptors(), self._lifeline_read)
+        descriptors = [*self._listeners.descriptors(), lifeline_fd]
+        handed_down = write_snapshot(self._config) if self._went_back else None
+        if handed_down is not None:
+            command += ["--config-fd", str(handed_down)]
+            descriptors.append(handed_down)
+        self._heard()  # what its predecessor said is not its own
+        self._serves = False
         # Blocked signals stay blocked in the child: a reload while it starts waits until it listens for it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
         try:
             return subprocess.Popen(command, env=dict(self._environ), pass_fds=descriptors)  # noqa: S603  our own program
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
+            if handed_down is not None:
+                os.close(handed_down)
+
+    def _heard(self) -> bool:
+        try:
+            return bool(self._lifeline.recv(64))
+        except BlockingIOError:
+            return False
+
+    def _look_whether_it_serves(self) -> None:
+        if self._heard():
+            self._serves, self._served = True, self._config
+
+    def _go_back(self, status: int) -> bool:
+        """After a process that died before it served: tell whether the next one gets what served before."""
+        served = self._served
+        if self._serves or served is None or self._went_back:
+            return False
+        if served == self._config and status != EXIT_UNUSABLE:
+            return False  # the configuration is not what ended it
+        self._log.event(
+            "error", "config_refused", exit_status=status, message="no process served with it: the last one is back"
+        )
+        try:
+            self._listeners = rebind(self._listeners, self._config, served)
+        except ConfigError as error:
+            self._log.event("error", "config_refused", message=str(error))
+            return False
+        self._failed = (self._config, time.monotonic())
+        self._config, self._went_back = served, True
+        return True
 
     def _take_over(self, process: subprocess.Popen[bytes]) -> bool:
         """Look at the configuration anew; returns whether the process must be replaced for it (CONFIG.md §5)."""
+        self._look_whether_it_serves()
         try:
             fresh = load_config(self._flags, self._environ).config
             waits = needs_restart(changed_keys(self._config, fresh))
+            if waits:
+                self._prove(fresh)
             self._listeners = rebind(self._listeners, self._config, fresh)
         except ConfigError as error:
             self._log.event("error", "config_refused", message=str(error))
             process.send_signal(signal.SIGHUP)  # it says so in its readiness
             return False
-        self._config = fresh
+        self._config, self._went_back = fresh, False
         if waits:
             self._log.event("info", "config_replaces_service", changed=waits)
             return True
+        if self._serves:
+            self._served = fresh
         process.send_signal(signal.SIGHUP)
         return False
+
+    def _prove(self, fresh: KmsConfig) -> None:
+        """Try what a configuration names, in a process of its own: root keys are not for this one's memory.
+
+        Raises ConfigError.
+        """
+        failed, failed_s = self._failed
+        if failed == fresh and time.monotonic() - failed_s < FAILED_FOR_S:
+            raise ConfigError("no process served with this configuration a moment ago")
+        command = [sys.executable, "-m", "kms", "check", "--open", *as_arguments(self._flags)]
+        try:
+            proof = subprocess.run(  # noqa: S603  our own program
+                command, env=dict(self._environ), capture_output=True, timeout=PROOF_TIMEOUT_S, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ConfigError("the configuration could not be tried in time") from error
+        if proof.returncode != 0:
+            said = proof.stderr.decode(errors="replace").strip().splitlines()
+            raise ConfigError(said[-1].removeprefix("configuration: ") if said else "the configuration cannot be used")
 
     def _end(self, process: subprocess.Popen[bytes]) -> int:
         """Tell the process to drain and wait for it."""

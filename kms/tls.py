@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from kms.config_values import ConfigError
+from kms.tls_context import load_context
 from kms.tls_floor import grpc_floor_is_set
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class TlsFiles:
         """Load the files. Raises ConfigError."""
         assert section.cert_path is not None and section.key_path is not None  # noqa: PT018 - the configuration was checked
         self._cert, self._key, self._client_ca = section.cert_path, section.key_path, section.client_ca_path
-        self.context = self._load()
+        self._section, self.context = section, load_context(section)
         self._seen = self._look()
 
     def refresh(self) -> bool:
@@ -43,7 +43,8 @@ class TlsFiles:
         if seen == self._seen:
             return False
         self._seen = seen
-        self._load()  # into a context of its own first: a pair that does not fit must not break the one that serves
+        # Into a context of its own first: a pair that does not fit must not break the one that serves.
+        load_context(self._section)
         self.context.load_cert_chain(self._cert, self._key)
         return True
 
@@ -70,19 +71,6 @@ class TlsFiles:
         client_ca = None if self._client_ca is None else self._client_ca.read_bytes()
         pair = (self._key.read_bytes(), self._cert.read_bytes())
         return grpc.ssl_server_certificate_configuration([pair], root_certificates=client_ca)
-
-    def _load(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.set_alpn_protocols(["http/1.1"])
-        try:
-            context.load_cert_chain(self._cert, self._key)
-            if self._client_ca is not None:
-                context.load_verify_locations(self._client_ca)
-                context.verify_mode = ssl.CERT_REQUIRED
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError("tls: the certificate, its key or the clients' CA cannot be used together") from error
-        return context
 
     def _look(self) -> _Seen:
         return _Seen(tuple(_stamp(path) for path in (self._cert, self._key)))

@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from tests.support.kms_certificates import make_certificate, pem
 from tests.support.kms_service import DIGEST, KmsProcess
 
 MEMORY = {"BACKEND": "inmem", "AMNESIA": "1"}
@@ -153,6 +154,89 @@ def test_matrix_sighup_reloads_safe_keys_in_place_and_replaces_the_service_for_o
     assert service.wait_for("serving", 2)["pid"] != pid
     assert service.address("http") == address
     assert service.ask("GET", "/readyz", token=None, role="metrics").status == 200
+
+
+def ready_answer(service):
+    return service.ask("GET", "/readyz", token=None, role="metrics")
+
+
+def wait_until_ready(service):
+    end_s = time.monotonic() + 5
+    while ready_answer(service).status != 200:
+        assert time.monotonic() < end_s, ready_answer(service).body
+        time.sleep(0.05)
+
+
+def test_a_reload_that_names_what_cannot_be_opened_leaves_the_service_as_it_is(kms, tmp_path):
+    config = tmp_path / "Config.toml"
+    for name in ("one", "other"):
+        key, certificate = make_certificate(name, None)
+        for suffix, content in (("pem", pem(certificate)), ("key", pem(key))):
+            (tmp_path / f"{name}.{suffix}").write_bytes(content)
+            (tmp_path / f"{name}.{suffix}").chmod(0o600)
+    service = kms(**MEMORY)
+    kid, token, pid = service.create(), service.token(), service.service_pid
+    unusable = (
+        "[tls]\nenabled = true\ncert_path = 'one.pem'\nkey_path = 'other.key'\n",
+        "[policy]\npath = 'absent.toml'\n",
+    )
+    for count, text in enumerate(unusable, 1):
+        config.write_text(text)
+        service.signal(signal.SIGHUP)
+        service.wait_for("config_refused", 2 * count)  # the supervisor's, and the service's own
+        assert sign(service, kid, token=token).status == 200
+        assert service.service_pid == pid
+        assert service.wait_for("readyz_false")["missing"] == ["config_loaded"]
+    config.write_text("")
+    service.signal(signal.SIGHUP)
+    wait_until_ready(service)
+    assert service.process.poll() is None
+    assert service.events("config_replaces_service") == service.events("service_died") == []
+
+
+def test_a_successor_that_does_not_serve_gives_way_to_the_last_configuration_that_did(kms, tmp_path):
+    config = tmp_path / "Config.toml"
+    config.write_text("[queues]\nsign = 7\n")
+    service = kms()
+    kid, token, address = service.create(), service.token(), service.address("http")
+    (tmp_path / "file").write_text("no folder")
+    config.write_text("[service]\nstate_dir = 'file'\n")
+    service.signal(signal.SIGHUP)
+    assert sign(service, kid, token=token).status == 200  # waits in the socket meanwhile
+    service.wait_for("serving", 2)
+    assert service.address("http") == address
+    refused = service.wait_for("config_refused")
+    assert refused["exit_status"] in (1, 2)
+    assert ready_answer(service).json["missing"] == ["config_loaded"]
+
+    pid = service.service_pid
+    service.signal(signal.SIGHUP)  # the same again ends nothing
+    service.wait_for("config_needs_restart")
+    assert len(service.wait_for("config_refused", 2)) > 0
+    assert sign(service, kid, token=token).status == 200
+    assert service.service_pid == pid
+
+    os.kill(pid, signal.SIGKILL)  # nor does it come back by a crash
+    assert sign(service, kid, token=token).status == 200
+    assert service.wait_for("serving", 3)["pid"] != pid
+
+    config.write_text("[queues]\nsign = 7\n")
+    service.signal(signal.SIGHUP)
+    wait_until_ready(service)
+    assert sign(service, kid, token=token).status == 200
+
+
+def test_a_broken_file_does_not_keep_a_crashed_service_away(kms, tmp_path):
+    config = tmp_path / "Config.toml"
+    service = kms(**MEMORY)
+    config.write_text("max_conns = [\n")
+    os.kill(service.service_pid, signal.SIGKILL)
+    service.wait_for("serving", 2)
+    assert service.ask("GET", "/v1/kms/openapi.json", token=None).status == 200
+    assert ready_answer(service).json["missing"] == ["config_loaded"]
+    config.write_text("")
+    service.signal(signal.SIGHUP)
+    wait_until_ready(service)
 
 
 def test_a_reload_may_move_the_listener_itself(kms, tmp_path):

@@ -220,6 +220,8 @@ def test_a_change_is_told_by_key_and_only_sockets_tls_backends_and_stores_wait_f
     reloading = {key.path for key in KEYS if key.reloads}
     assert {"read_timeout", "limits.max_body_bytes", "observability.log_level", "pq.verify_mode"} <= reloading
     assert not reloading & {"bind_addr", "tls.cert_path", "service.backend", "backends.pkcs11.module_path"}
+    # What is handed to the audit log and to the attestations when they are made.
+    assert not reloading & {"deadlines.attest", "deadlines.checkpoint", "deadlines.audit_append"}
 
 
 def test_the_digest_tells_settings_apart_and_leaves_out_the_bus():

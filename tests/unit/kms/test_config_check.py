@@ -40,6 +40,16 @@ def test_matrix_an_invalid_address_fails_fast_with_an_explicit_error(key):
     refused(f"must be <ip>:<port>.*{path}", environ={key: "nowhere"})
 
 
+@pytest.mark.parametrize(
+    ("granted", "listeners", "told"),
+    [(3328, {}, False), (3327, {}, True), (3327, {"RON_KMS_GRPC_ADDR": ""}, False), (-1, {}, False)],
+)
+def test_more_connections_than_descriptors_are_told(monkeypatch, granted, listeners, told):
+    monkeypatch.setattr(config_check.resource, "getrlimit", lambda _: (1, granted))
+    warnings = load_config(MEMORY, listeners).warnings
+    assert any("max_conns: may need 3328 descriptors" in each for each in warnings) is told
+
+
 def test_matrix_tls_without_its_files_fails_fast(tmp_path):
     refused("tls.cert_path: is required", environ={"RON_KMS_TLS_ENABLED": "1"})
     both = {"RON_KMS_TLS_ENABLED": "1", "RON_KMS_TLS_CERT_PATH": "cert.pem", "RON_KMS_TLS_KEY_PATH": "key.pem"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from kms.process_hardening import Hardening
+from kms.process_hardening import Hardening, raise_descriptor_limit
 
 ROOT = Path(__file__).parents[3]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -36,6 +37,16 @@ def hardened(before: str = "") -> list[object]:
         [sys.executable, "-c", SHOW.format(before=before)], capture_output=True, env=ENVIRONMENT, timeout=30, check=True
     )
     return json.loads(done.stdout)
+
+
+def test_every_descriptor_that_the_system_grants_is_taken() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 256), hard))
+        raise_descriptor_limit()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_core_dumps_and_tracing_are_off_and_secrets_are_locked() -> None:
