@@ -33,7 +33,7 @@ class AuditIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     version: Literal[1]
-    log_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}$")]
+    log_id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f-]{36}\Z")]
     epoch: Annotated[int, msgspec.Meta(ge=1, le=2**31)]
     public_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
     key_handle: Annotated[str, msgspec.Meta(max_length=512)]

@@ -27,7 +27,7 @@ _MAX_TEXT_CHARS: Final = 256
 _MAX_DETAILS: Final = 32
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
-_Hash = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?$")]
+_Hash = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 
 
 class AuditRecordError(ValueError):

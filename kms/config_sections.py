@@ -19,7 +19,7 @@ U32: Final = 2**32 - 1
 Count = Annotated[int, msgspec.Meta(ge=1, le=U32)]
 Percent = Annotated[int, msgspec.Meta(ge=0, le=100)]
 ShortText = Annotated[str, msgspec.Meta(max_length=256)]
-EnvName = Annotated[str, msgspec.Meta(pattern="^([A-Za-z_][A-Za-z0-9_]{0,127})?$")]
+EnvName = Annotated[str, msgspec.Meta(pattern=r"^([A-Za-z_][A-Za-z0-9_]{0,127})?\Z")]
 # The wrapped, derived and additive algorithms are allowed by naming them; `hybrid` follows from its two halves.
 DEFAULT_ALGS: Final[tuple[AllowedAlg, ...]] = ("ed25519", "ml-dsa", "x25519", "ml-kem")
 

@@ -29,6 +29,7 @@ _RESPONSES: Final = {
     "503": ("StoreUnavailable", "A backend or the audit log cannot serve now"),
     "504": ("Timeout", "The deadline passed"),
 }
+_END: Final = r"\Z"
 _RETRY: Final = frozenset({"429", "503", "504"})
 
 
@@ -152,4 +153,18 @@ def _schemas() -> dict[str, Any]:
     for operation in OPERATIONS:
         types += [each for each in (operation.body, operation.response) if each is not None]
     _, components = msgspec.json.schema_components(list(dict.fromkeys(types)), ref_template=_REFS)
-    return dict(sorted(components.items()))
+    return dict(sorted((name, _with_patterns_of_json(schema)) for name, schema in components.items()))
+
+
+def _with_patterns_of_json(schema: Any) -> Any:
+    """Write patterns as ECMA-262 has them: its `$` is the text's end alone, which Python calls `\\Z`."""
+    if isinstance(schema, list):
+        return [_with_patterns_of_json(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        name: value.removesuffix(_END) + "$"
+        if name == "pattern" and isinstance(value, str) and value.endswith(_END)
+        else _with_patterns_of_json(value)
+        for name, value in schema.items()
+    }

@@ -44,7 +44,7 @@ class RootKeyError(PrivateFileError):
 class RootKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One root. `not_after_s`: POSIX seconds after which nothing that it minted verifies."""
 
-    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+    id: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}\Z")]
     key_b64: Annotated[bytes, msgspec.Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
     created_s: _Seconds
     not_after_s: _Seconds
