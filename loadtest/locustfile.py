@@ -32,17 +32,27 @@ from pch.keys import private_key_from_jwk
 RATE_PER_USER: Final = float(os.environ.get("SIGNET_LOAD_RATE", "2"))
 PATH: Final = os.environ.get("SIGNET_LOAD_PATH", "/app/x")
 TIMEOUT_S: Final = 10.0
+GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
 EXPECTED: Final = frozenset({200})
 EVIDENCE: Final = {"type": "pch.evidence.v1", "claims": {"padding": "x" * 2_000}}
 
 _MIX: Final = os.environ.get("SIGNET_LOAD_MIX", "classical=8,pq=1,hybrid=1").split(",")
 _keys: Final[dict[str, Any]] = json.loads(Path(os.environ["SIGNET_LOAD_KEYS"]).read_text())
+_begun: Final = itertools.count()
 _numbers: Final = {name: itertools.cycle(made) for name, made in _keys.items()}
 
 
 def number_of(name: str, sign: str) -> int:
     """Give the weight (`name=3`) or the fixed number (`name:3`) of one kind of user."""
     return next((int(part.partition(sign)[2]) for part in _MIX if part.startswith(f"{name}{sign}")), 0)
+
+
+def fall_out_of_step() -> None:
+    """Wait for this user's own part of its interval; users of one moment would go on asking in one moment.
+
+    The golden ratio spreads any number of them evenly.
+    """
+    time.sleep(next(_begun) * GOLDEN_RATIO % 1 / RATE_PER_USER)
 
 
 class PchUser(User):
@@ -57,6 +67,7 @@ class PchUser(User):
         """Take the next key of this kind."""
         self.key = next(_numbers[self.kind])
         self.client = self._new()
+        fall_out_of_step()
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -143,10 +154,14 @@ class AttackerUser(User):
 
     def on_start(self) -> None:
         """Connect."""
+        self._connect()
+        self.kinds = itertools.cycle(ATTACKS)
+        fall_out_of_step()
+
+    def _connect(self) -> None:
         port = int(self.host.rsplit(":", 1)[1])
         self.connection = AttackConnection(port, PATH, private_key_from_jwk(next(_numbers["attacker"])))
         self.connection.prime()
-        self.kinds = itertools.cycle(ATTACKS)
 
     @task
     def attack(self) -> None:
@@ -160,7 +175,7 @@ class AttackerUser(User):
                 failure = RuntimeError("the attack passed")
         except OSError as error:
             failure = error
-            self.on_start()
+            self._connect()
         tell(self.environment, f"attack_{kind}", started_s, status, 0, failure)
 
 

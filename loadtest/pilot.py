@@ -261,7 +261,7 @@ class Pilot:
             answers: list[Response] = []
             with self.client(whole["keys"][0]) as client:
                 while len(answers) < 40 and time.monotonic() < until:
-                    # A worker that has not looked at the board yet, or a breaker that tries the app, offers no fallback.
+                    # A worker behind the board, or a breaker that tries the app, offers no fallback.
                     with contextlib.suppress(ChallengeUnusable):
                         answers.append(client.get(self.url("/hybrid/floor")))
         finally:
