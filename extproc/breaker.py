@@ -39,9 +39,9 @@ class Seen:
     """What upstream did since the last tick: ordinary outcomes, and those of probes, apart.
 
     `failed`: no answer, or one of 5xx; `slow`: answered later than the plan's limit, whatever the status. `probes` were
-    told of; how many were sent, and how many of these went nowhere (`probes_void`), is for the budget alone. Three are
+    told of; how many were sent, and how many of these went nowhere (`probes_void`), is for the budget alone. Four are
     for `extproc.crowd_limit`: `took_ms`, the app's time of all ordinary outcomes; every request that was `admitted`,
-    and every one that `ended`.
+    every one of these that was `withdrawn` before it went on, and every one that `ended`, whatever its end says.
     """
 
     samples: int = 0
@@ -54,6 +54,7 @@ class Seen:
     admitted: int = 0
     ended: int = 0
     probes_void: int = 0
+    withdrawn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +78,10 @@ class BreakerState:
 
 
 def advance(state: BreakerState, seen: Seen, now_ms: int, plan: BreakerPlan) -> BreakerState:
-    """Give the state after `seen`. At most one transition a call; a clock that steps back only makes it wait.
+    """Give the state after `seen`. At most one transition a call.
 
-    Raises ValueError for counts that contradict each other.
+    A clock that steps back only makes it wait, for no longer than what it was waiting for takes in all. Raises
+    ValueError for counts that contradict each other.
     """
     state = _take_in(state, seen, now_ms, plan)
     match state.phase:
@@ -97,8 +99,11 @@ def _take_in(state: BreakerState, seen: Seen, now_ms: int, plan: BreakerPlan) ->
     if not 0 <= seen.probes_failed <= seen.probes:
         raise ValueError("more probes failed than were told")
     constant_ms, gain = plan.time_constant_ms, plan.max_gain
+    healthy_since_ms = state.healthy_since_ms
     state = replace(
         state,
+        since_ms=min(state.since_ms, now_ms),
+        healthy_since_ms=None if healthy_since_ms is None else min(healthy_since_ms, now_ms),
         errors=state.errors.after(seen.samples, seen.failed, now_ms, time_constant_ms=constant_ms, max_gain=gain),
         slowness=state.slowness.after(seen.samples, seen.slow, now_ms, time_constant_ms=constant_ms, max_gain=gain),
     )
@@ -108,8 +113,7 @@ def _take_in(state: BreakerState, seen: Seen, now_ms: int, plan: BreakerPlan) ->
 
 
 def _closed(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerState:
-    enough = state.errors.weight_at(now_ms, time_constant_ms=plan.time_constant_ms) >= plan.min_samples
-    if enough and (state.errors.mean >= plan.trip_errors or state.slowness.mean >= plan.trip_slowness):
+    if trips(state.errors, state.slowness, now_ms, plan):
         return trip(state, now_ms, plan)
     if state.errors.mean > plan.clear_errors or state.slowness.mean > plan.clear_slowness:
         return replace(state, healthy_since_ms=None)
@@ -129,6 +133,21 @@ def _half_open(state: BreakerState, now_ms: int, plan: BreakerPlan) -> BreakerSt
             _enter(state, Phase.CLOSED, now_ms), errors=_NOTHING_KNOWN, slowness=_NOTHING_KNOWN, healthy_since_ms=now_ms
         )
     return state
+
+
+def has_evidence(errors: Ewma, now_ms: int, plan: BreakerPlan) -> bool:
+    """Tell whether enough samples still count to judge by."""
+    return errors.weight_at(now_ms, time_constant_ms=plan.time_constant_ms) >= plan.min_samples
+
+
+def trips(errors: Ewma, slowness: Ewma, now_ms: int, plan: BreakerPlan) -> bool:
+    """Tell whether evidence opens a closed breaker: by the mean, and by the share of all samples that still count.
+
+    The mean is one of ticks: without the share a tick of one outcome would weigh as much as one of a thousand.
+    """
+    return has_evidence(errors, now_ms, plan) and (
+        min(errors.mean, errors.pooled) >= plan.trip_errors or min(slowness.mean, slowness.pooled) >= plan.trip_slowness
+    )
 
 
 def trip(state: BreakerState, now_ms: int, plan: BreakerPlan, *, least_dwell_ms: int = 0) -> BreakerState:

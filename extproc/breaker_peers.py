@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
-from extproc.breaker import BreakerState, Phase, Seen, trip
+from extproc.breaker import BreakerState, Phase, Seen, has_evidence, trip, trips
 from extproc.ewma import Ewma
 
 if TYPE_CHECKING:
@@ -98,23 +98,32 @@ class BreakerPeers:
         shared.own = RouteWord(own.samples + seen.samples, own.failed + seen.failed, own.slow + seen.slow)
         heard, shared.heard = shared.heard, Seen()
         offers, shared.offers = shared.offers, {}
-        if state.phase is Phase.OPEN:
-            # Whoever opens while this one is open speaks of the same trip.
+        if state.phase is not Phase.CLOSED:
+            # Whoever opens while this one is open speaks of the same trip; while half-open the own probes know better.
             for opening in offers:
                 shared.remember(opening)
-            return self._note(shared, state, None)
+            if state.phase is Phase.OPEN:
+                return self._note(shared, state, None)
+            shared.errors = shared.slowness = _NONE
+            return state
+        tripped = self._trips(shared, seen, heard, now_ms)
+        if self._knows_better(state, now_ms):
+            return state
         for opening, until_ms in offers.items():
             if opening not in shared.known and until_ms > now_ms:
                 for each in offers:
                     shared.remember(each)
                 opened = trip(state, now_ms, self._plan, least_dwell_ms=until_ms - now_ms)
                 return self._note(shared, opened, opening)
-        if state.phase is Phase.HALF_OPEN:
-            shared.errors = shared.slowness = _NONE
-            return state
-        if self._trips(shared, seen, heard, now_ms):
+        if tripped:
             return self._note(shared, trip(state, now_ms, self._plan), None)
         return state
+
+    def _knows_better(self, state: BreakerState, now_ms: int) -> bool:
+        """Tell whether this instance's own outcomes say that its app is well: another's may be another one."""
+        plan = self._plan
+        well = state.errors.mean <= plan.clear_errors and state.slowness.mean <= plan.clear_slowness
+        return well and has_evidence(state.errors, now_ms, plan)
 
     def _trips(self, shared: _Shared, seen: Seen, heard: Seen, now_ms: int) -> bool:
         plan = self._plan
@@ -123,8 +132,7 @@ class BreakerPeers:
         constant_ms, gain = plan.time_constant_ms, plan.max_gain
         shared.errors = shared.errors.after(samples, failed, now_ms, time_constant_ms=constant_ms, max_gain=gain)
         shared.slowness = shared.slowness.after(samples, slow, now_ms, time_constant_ms=constant_ms, max_gain=gain)
-        enough = shared.errors.weight_at(now_ms, time_constant_ms=constant_ms) >= plan.min_samples
-        return enough and (shared.errors.mean >= plan.trip_errors or shared.slowness.mean >= plan.trip_slowness)
+        return trips(shared.errors, shared.slowness, now_ms, plan)
 
     def _note(self, shared: _Shared, state: BreakerState, opening: str | None) -> BreakerState:
         shared.errors = shared.slowness = _NONE

@@ -57,6 +57,16 @@ def test_a_share_of_failures_below_the_trip_level_does_not_open_it() -> None:
     assert (state.phase, state.epoch) == (Phase.CLOSED, 0)
 
 
+@pytest.mark.parametrize("bad", [Seen(samples=1, failed=1), Seen(samples=1, slow=1)])
+def test_a_few_bad_outcomes_apart_do_not_outweigh_a_thousand_good_ones_at_once(bad: Seen) -> None:
+    """Outcomes may come in bursts, as they do from an edge that flushes once a second."""
+    state = BreakerState()
+    for tick in range(10, 1_200):
+        state = advance(state, replace(bad, samples=1_001) if tick % 10 == 0 else bad, tick * TICK_MS, PLAN)
+    assert state.phase is Phase.CLOSED
+    assert max(state.errors.mean, state.slowness.mean) > 0.5
+
+
 def test_it_stays_open_for_its_dwell_whatever_comes() -> None:
     state = tripped()
     for now_ms in range(0, 1_000, TICK_MS):
@@ -67,6 +77,16 @@ def test_it_stays_open_for_its_dwell_whatever_comes() -> None:
 def test_a_clock_that_steps_back_only_makes_it_wait() -> None:
     state = tripped(at_ms=1_000_000)
     assert advance(state, GOOD, 0, PLAN).phase is Phase.OPEN
+
+
+def test_a_clock_that_was_set_back_makes_it_wait_for_one_dwell_and_blinds_nothing() -> None:
+    state = advance(tripped(at_ms=10_000_000), Seen(), 1_000, PLAN)
+    assert advance(state, Seen(), 1_999, PLAN).phase is Phase.OPEN
+    assert advance(state, Seen(), 2_000, PLAN).phase is Phase.HALF_OPEN
+    blind = run(BreakerState(), [GOOD] * 5, start_ms=10_000_000)
+    assert run(blind, [BAD] * 40, start_ms=0).relapses == 1
+    healthy = replace(BreakerState(), relapses=1, healthy_since_ms=10_000_000)
+    assert advance(healthy, GOOD, 0, PLAN).healthy_since_ms == 0
 
 
 def half_open(at_ms: int = 2_000) -> BreakerState:

@@ -19,6 +19,7 @@ from extproc.breaker_peers import (
     PeerWord,
     RouteWord,
 )
+from extproc.ewma import Ewma
 from extproc.plan import BreakerPlan
 
 PLAN = BreakerPlan(max_gain=0.5, min_samples=12, base_dwell_ms=1_000, max_dwell_ms=8_000, probes_needed=4)
@@ -131,7 +132,51 @@ def test_opening_is_taken_over_once_and_not_when_its_dwell_is_over() -> None:
         peers.hear([word(sequence=sequence, opening="cd" * 8, left_ms=500)], T0_MS)
         assert peers.step(0, BreakerState(epoch=2), Seen(), T0_MS).phase is Phase.CLOSED
     peers.hear([word(sequence=6, opening="ef" * 8, left_ms=500)], T0_MS)
-    assert peers.step(0, BreakerState(phase=Phase.HALF_OPEN, epoch=3), Seen(), T0_MS).phase is Phase.OPEN
+    half_open = BreakerState(phase=Phase.HALF_OPEN, epoch=3)
+    assert peers.step(0, half_open, Seen(), T0_MS) == half_open, "the own probes know better"
+    peers.hear([word(sequence=7, opening="ef" * 8, left_ms=500)], T0_MS)
+    assert peers.step(0, BreakerState(epoch=4), Seen(), T0_MS).phase is Phase.CLOSED, "nor once it has closed"
+
+
+@pytest.mark.parametrize(
+    ("samples", "failed", "slow", "follows"),
+    [(20, 0, 0, False), (20, 2, 4, False), (20, 3, 0, True), (20, 0, 5, True), (11, 0, 0, True)],
+)
+def test_who_hears_enough_good_of_its_own_app_follows_nobody(
+    samples: int, failed: int, slow: int, follows: bool
+) -> None:
+    errors, slowness = (Ewma(bad / samples, samples, T0_MS, bad) for bad in (failed, slow))
+    state = BreakerState(errors=errors, slowness=slowness)
+    offered, pooled = (BreakerPeers(PLAN, "r", ["a"], number_hex) for _ in range(2))
+    offered.hear([word(opening="ab" * 8, left_ms=500)], T0_MS)
+    assert (offered.step(0, state, Seen(), T0_MS).phase is Phase.OPEN) is follows
+    pooled.hear([word()], T0_MS)
+    for sequence in range(2, 6):
+        pooled.hear([word(sequence=sequence, samples=100 * sequence, failed=100 * sequence)], T0_MS)
+        state = pooled.step(0, state, Seen(), T0_MS + 300 * (sequence - 2))
+        if state.phase is Phase.OPEN:
+            break
+    # Evidence that is not renewed fades: seen from 900 ms later, 20 samples are 12 and a few.
+    assert (state.phase is Phase.OPEN) is follows
+
+
+@pytest.mark.parametrize("well", [1, 4])
+def test_one_instance_that_cannot_reach_its_app_holds_none_of_the_others_at_the_floor(well: int) -> None:
+    group = Instances(well + 1)
+    refused = 0
+    for step in range(1_200):
+        for number, bank in enumerate(group.banks):
+            for each in range(5):
+                subject = f"s{(5 * step + each) % 40}"
+                done = bank.choose("a", subject, group.clock(number))
+                refused += number > 0 and not done.passes
+                if done.passes:
+                    epoch = done.epoch if done.action == "probe" else None
+                    status = 200 if number else 503
+                    bank.ended("a", status, 5_000, (), probe_epoch=epoch, subject=subject)
+        group.tick(shared=step % 3 == 0)
+    assert group.states()[0].relapses > 1, "the one is not well"
+    assert refused <= 0.05 * well * 6_000
 
 
 def test_opening_heard_while_open_is_the_same_trip() -> None:

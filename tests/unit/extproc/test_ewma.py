@@ -44,7 +44,17 @@ def test_samples_at_one_instant_move_nothing_after_the_first() -> None:
 
 def test_a_clock_that_steps_back_counts_as_no_time() -> None:
     value = fed([(1, 0, 1_000)]).after(1, 1, 10, **PARAMS)
-    assert (value.mean, value.at_ms) == (0.0, 1_000)
+    assert (value.mean, value.at_ms) == (0.0, 10)
+    # And the next one counts from there.
+    assert value.after(1, 1, 110, **PARAMS).mean == pytest.approx(1 - math.exp(-100 / 2_000))
+
+
+def test_the_pooled_share_is_that_of_samples_and_not_of_ticks() -> None:
+    assert Ewma().pooled == 0.0
+    value = fed([(1_000, 0, 0), (1, 1, 100), (1, 1, 200)])
+    assert value.mean > 0.09
+    assert value.pooled == pytest.approx(2 / 1_000, rel=0.2)
+    assert fed([(10, 4, 0), (10, 4, 5_000)]).pooled == pytest.approx(0.4)
 
 
 def test_evidence_fades_with_time() -> None:
