@@ -10,8 +10,6 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from redis.exceptions import RedisError
-
 from extproc.breaker_peers import MAX_PEERS, MAX_WORD_BYTES
 from extproc.nonce_store.redis import open_connection
 
@@ -53,7 +51,7 @@ class BreakerShare:
         self._full = False
 
     async def run(self) -> None:
-        """Share until cancelled. Whatever Redis does, this instance goes on."""
+        """Share until cancelled. Whatever Redis does or a word holds, this instance goes on and tries again."""
         try:
             while True:
                 pause_ms = await self._round_or_pause_ms()
@@ -62,13 +60,13 @@ class BreakerShare:
             self._drop()
 
     async def _round_or_pause_ms(self) -> int:
-        peers = self._peers()
-        if peers is None:
-            return self._interval_ms
         try:
+            peers = self._peers()
+            if peers is None:
+                return self._interval_ms
             async with asyncio.timeout(TIMEOUT_S):
                 await self._round(peers)
-        except (RedisError, OSError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  a task that ended would end the sharing and say nothing
             self._drop()
             self._telemetry.share_up.set(0)
             self._telemetry.share_peers.set(0)

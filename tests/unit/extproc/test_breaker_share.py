@@ -186,3 +186,29 @@ async def test_nothing_is_asked_where_nothing_is_shared() -> None:
     )
     assert await share._round_or_pause_ms() == INTERVAL_MS
     assert share._connection is None
+
+
+class Broken(BreakerPeers):
+    """Peers that fail in a way that nobody thought of, for some rounds."""
+
+    rounds = 3
+
+    def told(self, now_ms: int) -> bytes:
+        self.rounds -= 1
+        if self.rounds >= 0:
+            raise IndexError("secret")
+        return super().told(now_ms)
+
+
+async def test_what_nobody_thought_of_stops_the_sharing_for_a_while_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with redis_server(tmp_path / "r.sock") as url:
+        one, other = Instance(url), Instance(url)
+        one.peers = Broken(PLAN, "r", ["a"], secrets.token_hex)
+        async with running(one, other):
+            await until(lambda: one.metric("signet_breaker_share_up") == 0, 5, "it says that it is alone")
+            await until(lambda: one.metric("signet_breaker_share_up") == 1, 8, "it shares again")
+            await until(lambda: other.peers.peers == 1, 5, "and is heard")
+    assert "IndexError" in caplog.text
+    assert "secret" not in caplog.text
