@@ -33,21 +33,25 @@ class AdmissionFloor:
     def __init__(self, share: float, window_ms: int) -> None:
         if not 0.0 <= share <= 1.0 or window_ms < WINDOW_SLOTS:
             raise ValueError("the share lies between 0 and 1, the window holds its slots")
-        # Whole numbers, so that a million additions lose nothing.
-        self._share = round(share * _SHARE_UNIT)
         self._slot_ms = window_ms // WINDOW_SLOTS
         self._due = 0
-        self._fair = _KEPT if self._share else 0
+        self._fair = _KEPT
+        self.set_share(share)
         self._slots: collections.deque[tuple[int, collections.Counter[str]]] = collections.deque(maxlen=WINDOW_SLOTS)
         self._passed: collections.Counter[str] = collections.Counter()
         self._total = 0
+
+    def set_share(self, share: float) -> None:
+        """Let the credits grow by `share` from the next arrival on; what they hold stays. 0 to 1."""
+        # Whole numbers, so that a million additions lose nothing.
+        self._share = round(share * _SHARE_UNIT)
 
     def admit(self, subject: str, now_ms: int, priority: Priority = Priority.NORMAL) -> bool:
         """Tell whether this arrival of `subject` passes."""
         self._forget(now_ms)
         counted = self._name(subject)
         self._due += self._share
-        self._fair = min(self._fair + self._share, _KEPT + 2 * _SHARE_UNIT) if self._share else 0
+        self._fair = min(self._fair + self._share, _KEPT + 2 * _SHARE_UNIT)
         if self._due >= _SHARE_UNIT:
             self._due -= _SHARE_UNIT
         elif self._may_spend(priority, counted):
@@ -62,6 +66,8 @@ class AdmissionFloor:
         return True
 
     def _may_spend(self, priority: Priority, subject: str) -> bool:
+        if not self._share:
+            return False
         match priority:
             case Priority.HIGH:
                 return self._fair >= _SHARE_UNIT
@@ -80,7 +86,11 @@ class AdmissionFloor:
 
     def _forget(self, now_ms: int) -> None:
         slot = now_ms // self._slot_ms
-        if self._slots and slot <= self._slots[-1][0]:
+        if self._slots and slot < (newest := self._slots[-1][0]):
+            # The clock stepped back: what was counted keeps its age.
+            moved = [(number - newest + slot, counts) for number, counts in self._slots]
+            self._slots = collections.deque(moved, maxlen=WINDOW_SLOTS)
+        if self._slots and slot == self._slots[-1][0]:
             return
         while self._slots and self._slots[0][0] <= slot - WINDOW_SLOTS:
             self._drop_oldest()

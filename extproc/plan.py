@@ -14,6 +14,8 @@ import msgspec
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Gain = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 Milliseconds = Annotated[int, msgspec.Meta(ge=1, le=86_400_000)]
+SlottedMilliseconds = Annotated[int, msgspec.Meta(ge=10, le=86_400_000)]
+"""A window that is counted in ten slots (`extproc.admission_floor`)."""
 
 
 class PlanError(ValueError):
@@ -47,7 +49,7 @@ class BreakerPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_probes_in_flight: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 5
     probe_timeout_ms: Milliseconds = 5_000
     floor_share: Share = 0.05
-    floor_window_ms: Milliseconds = 10_000
+    floor_window_ms: SlottedMilliseconds = 10_000
     relax_slowness: Share = 0.3
     unrelax_slowness: Share = 0.1
     retry_after_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 2
@@ -75,7 +77,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     `concurrency_window_s`: how long a connection's peak of requests at once is remembered.
     """
 
-    version: int = 3
+    version: int = 4
     max_challenges_per_answer: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8
     concurrency_window_s: Annotated[int, msgspec.Meta(ge=1, le=3_600)] = 10
     breaker: BreakerPlan = BreakerPlan()

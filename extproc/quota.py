@@ -45,10 +45,10 @@ class Quota:
                 self._buckets.popitem(last=False)
         else:
             self._buckets.move_to_end(subject)
-        # A clock that steps back refills nothing and takes nothing away.
+        # A clock that steps back refills nothing and takes nothing away, and what follows counts from there.
         refill = max(0, now_ms - bucket.at_ms) * self._rate_per_ms
         bucket.tokens = min(self._burst, bucket.tokens + refill)
-        bucket.at_ms = max(now_ms, bucket.at_ms)
+        bucket.at_ms = now_ms
         if bucket.tokens < 1:
             raise QuotaExceeded("the subject's quota is used up", math.ceil((1 - bucket.tokens) / self._rate_per_ms))
         bucket.tokens -= 1

@@ -68,6 +68,24 @@ def test_a_clock_that_steps_back_loses_no_count() -> None:
     assert len(floor._slots) == 1
 
 
+def test_what_passed_before_the_clock_stepped_back_is_forgotten_in_time() -> None:
+    floor = AdmissionFloor(1.0, 1_000)
+    for at_ms in (4_900, 5_000, 10, 100, 800):
+        floor.admit("a", at_ms)
+    assert floor._passed["a"] == 5
+    floor.admit("b", 1_500)
+    assert floor._passed["a"] == 1
+
+
+def test_share_is_changed_in_place_and_never_begins_anew() -> None:
+    floor, shares = AdmissionFloor(0.0, 1_000), (0.1, 0.2, 0.0)
+    passed = 0
+    for number in range(900):
+        floor.set_share(shares[number % 3])
+        passed += floor.admit("a", number)
+    assert passed in {89, 90}, "one subject is never behind itself"
+
+
 def test_subjects_beyond_the_bound_share_one_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission_floor, "MAX_SUBJECTS_PER_SLOT", 3)
     floor = AdmissionFloor(0.5, 1_000)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from extproc.admission_floor import AdmissionFloor
 from extproc.plan import PLAN, BreakerPlan, Plan, PlanError, plan_digest
 
 
@@ -33,9 +34,21 @@ def test_thresholds_that_contradict_each_other_are_refused(changes: dict[str, fl
         BreakerPlan(**changes)
 
 
+def test_least_window_of_the_floor_is_one_that_the_floor_takes() -> None:
+    plan = msgspec.convert({"breaker": {"floor_window_ms": 10}}, Plan)
+    AdmissionFloor(plan.breaker.floor_share, plan.breaker.floor_window_ms)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{"trip_errors": 1.5}, {"max_gain": 0.0}, {"base_dwell_ms": 0}, {"probes_needed": 0}, {"nonsense": 1}],
+    [
+        {"trip_errors": 1.5},
+        {"max_gain": 0.0},
+        {"base_dwell_ms": 0},
+        {"probes_needed": 0},
+        {"floor_window_ms": 9},
+        {"nonsense": 1},
+    ],
 )
 def test_values_out_of_their_range_are_refused_when_read(changes: dict[str, float]) -> None:
     with pytest.raises(msgspec.ValidationError):
