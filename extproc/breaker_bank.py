@@ -15,7 +15,7 @@ from extproc.admission_floor import AdmissionFloor
 from extproc.breaker import BreakerState, Phase, Seen, advance, newer
 from extproc.crowd_limit import CrowdLimit
 from extproc.priority import Priority
-from extproc.probe_budget import ProbeBudget
+from extproc.probe_budget import LANES, ProbeBudget, lane_of
 from extproc.stress_action import Action, StressAction, choose, is_relaxing
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ UPSTREAM_FAILURE_FLAGS: Final = frozenset(
     }
 )
 """Envoy's response flags by which the app failed, and not the client."""
+SLOW_READING_FLAGS: Final = frozenset({"upstream_request_timeout"})
+"""Of these, what the client's reading brings about as well: the edge's timeout runs until the answer was delivered."""
 CLIENT_GAVE_UP_FLAGS: Final = frozenset({"downstream_connection_termination", "downstream_remote_reset"})
 
 
@@ -66,12 +68,20 @@ class Signals(Protocol):
         """Read the other workers' views of one breaker."""
         ...
 
+    def move_probe(self, route: int, lane: int, change: int) -> None:
+        """Count a probe of `lane` (`extproc.probe_budget`) that went out, 1, or came back, -1."""
+
+    def probes_out(self, route: int, lane: int) -> int:
+        """Give how many probes of `lane` all workers count as out; below 0 where an older count was lost."""
+        ...
+
 
 class OwnSignals:
     """The signals of a worker that hears nothing of the others."""
 
     def __init__(self, routes: int) -> None:
         self._sums = [Seen()] * routes
+        self._lanes = [[0] * LANES for _ in range(routes)]
 
     def add(self, route: int, seen: Seen) -> None:
         """Add to the counters of one route."""
@@ -88,12 +98,19 @@ class OwnSignals:
         """Hear of nobody."""
         return []
 
+    def move_probe(self, route: int, lane: int, change: int) -> None:
+        """Count a probe of `lane`."""
+        self._lanes[route][lane] += change
+
+    def probes_out(self, route: int, lane: int) -> int:
+        """Give how many probes of `lane` are out."""
+        return self._lanes[route][lane]
+
 
 @dataclass(slots=True)
 class _Breaker:
     state: BreakerState
     floor: AdmissionFloor
-    floor_share: float
     probes: ProbeBudget
     read: Seen
     crowd: CrowdLimit
@@ -117,15 +134,14 @@ class BreakerBank:
         self._breakers = [self._new(number, now_ms) for number in range(len(routes))]
 
     def _new(self, number: int, now_ms: int) -> _Breaker:
-        plan = self._plan
+        plan, totals = self._plan, self._signals.totals(number)
         return _Breaker(
             state=BreakerState(since_ms=now_ms),
             floor=AdmissionFloor(plan.floor_share, plan.floor_window_ms),
-            floor_share=plan.floor_share,
             probes=ProbeBudget(plan.probes_needed, plan.max_probes_in_flight, plan.probe_timeout_ms),
             # What others heard before this worker came is history.
-            read=self._signals.totals(number),
-            crowd=CrowdLimit(plan.crowd_ms, plan.slow_ms),
+            read=totals,
+            crowd=CrowdLimit(plan.crowd_ms, plan.slow_ms, totals),
         )
 
     def state(self, route: str) -> BreakerState:
@@ -151,22 +167,27 @@ class BreakerBank:
         *,
         floor_share: float = 0.0,
         may_fall_back: bool = False,
+        ends_soon: bool = True,
         priority: Priority = Priority.NORMAL,
     ) -> StressAction:
-        """Choose what is done with one verified request. `floor_share`: policy's; the plan's own is the least."""
+        """Choose what is done with one verified request.
+
+        `floor_share`: policy's; the plan's own is the least. `ends_soon`: its client cannot hold it open by what it
+        has still to send, so it may be a probe; others are none as long as such come.
+        """
         number = self._numbers.get(route)
         if number is None:
             return StressAction(Action.ATTEMPT, Phase.CLOSED, 0, 0, 0, 0)
         breaker = self._breakers[number]
-        wanted = max(floor_share, self._plan.floor_share)
-        if wanted != breaker.floor_share:
-            breaker.floor_share, breaker.floor = wanted, AdmissionFloor(wanted, self._plan.floor_window_ms)
+        breaker.floor.set_share(max(floor_share, self._plan.floor_share))
+        half_open = breaker.state.phase is Phase.HALF_OPEN
+        lane = lane_of(subject, breaker.state.epoch) if half_open else 0
         done = choose(
             breaker.state,
             subject=subject,
             now_ms=now_ms,
             floor=breaker.floor,
-            may_probe=breaker.state.phase is Phase.HALF_OPEN and self._may_probe(number),
+            may_probe=half_open and self._may_probe(number, lane, now_ms, ends_soon=ends_soon),
             may_fall_back=may_fall_back,
             relaxing=breaker.relaxing,
             crowd_limit=self._reached(number),
@@ -174,32 +195,49 @@ class BreakerBank:
         )
         if done.passes:
             self._signals.add(number, Seen(admitted=1, probes_sent=int(done.action is Action.PROBE)))
+        if done.action is Action.PROBE:
+            self._signals.move_probe(number, lane, 1)
         return done
 
     def _reached(self, number: int) -> int | None:
         crowd = self._breakers[number].crowd
         return None if crowd.limit is None or crowd.admits(self._signals.totals(number)) else crowd.limit
 
-    def _may_probe(self, number: int) -> bool:
-        totals = self._signals.totals(number)
-        return self._breakers[number].probes.may_send(_tried(totals), totals.probes)
+    def _may_probe(self, number: int, lane: int, now_ms: int, *, ends_soon: bool) -> bool:
+        totals, probes = self._signals.totals(number), self._breakers[number].probes
+        if not probes.may_send(_tried(totals), totals.probes) or not (ends_soon or probes.is_idle(now_ms)):
+            return False
+        return probes.is_free(lane, self._signals.probes_out(number, lane))
 
-    def withdrawn(self, route: str, *, probe_epoch: int | None) -> None:
+    def withdrawn(self, route: str, *, probe_epoch: int | None, subject: str = "") -> None:
         """Hear that a request that was let on here goes nowhere after all: it says nothing about the app.
 
-        `probe_epoch`: as for `ended`.
+        `probe_epoch` and `subject`: as for `ended`.
         """
         number = self._numbers.get(route)
-        if number is not None:
-            self._signals.add(number, self._void(number, probe_epoch))
+        if number is None:
+            return
+        self._probe_is_back(number, probe_epoch, subject)
+        void = int(self._is_of_this_phase(number, probe_epoch))
+        self._signals.add(number, Seen(withdrawn=1, probes_void=void))
 
-    def _void(self, number: int, probe_epoch: int | None) -> Seen:
-        """Give a probe back: clients must not be able to use the probes up, or to have them taken for lost."""
-        of_this_phase = probe_epoch is not None and probe_epoch == self._breakers[number].state.epoch
-        return Seen(ended=1, probes_void=int(of_this_phase))
+    def _probe_is_back(self, number: int, probe_epoch: int | None, subject: str) -> None:
+        if probe_epoch is not None:
+            self._signals.move_probe(number, lane_of(subject, probe_epoch), -1)
+
+    def _is_of_this_phase(self, number: int, probe_epoch: int | None) -> bool:
+        """Tell whether it was a probe of the phase now. One of a later phase is: this worker has yet to hear of it."""
+        return probe_epoch is not None and probe_epoch >= self._breakers[number].state.epoch
 
     def ended(
-        self, route: str, status: int | None, app_us: int | None, flags: Sequence[str], *, probe_epoch: int | None
+        self,
+        route: str,
+        status: int | None,
+        app_us: int | None,
+        flags: Sequence[str],
+        *,
+        probe_epoch: int | None,
+        subject: str = "",
     ) -> None:
         """Hear how one allowed request ended.
 
@@ -207,19 +245,25 @@ class BreakerBank:
         that it was never asked may be the client's doing.
         `app_us`: how long the app took to begin its answer, or has been taking when the client gave up; None where it
         never had the whole request. `probe_epoch`: of which half-open phase it was a probe; None if it was none.
+        `subject`: whose request it was, for probes.
         """
         number = self._numbers.get(route)
         if number is None:
             return
-        breaker = self._breakers[number]
-        failed = (status is not None and status >= 500) or not UPSTREAM_FAILURE_FLAGS.isdisjoint(flags)
+        self._probe_is_back(number, probe_epoch, subject)
         slow = app_us is not None and app_us >= self._plan.slow_ms * 1000
-        if not failed and not slow and (status is None or not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags)):
-            seen = self._void(number, probe_epoch)
+        in_time = status is not None and status < 500 and app_us is not None and not slow
+        failures = UPSTREAM_FAILURE_FLAGS.intersection(flags)
+        read_slowly = in_time and bool(failures) and failures <= SLOW_READING_FLAGS
+        failed = (status is not None and status >= 500) or (bool(failures) and not read_slowly)
+        gave_up = status is None or read_slowly or not CLIENT_GAVE_UP_FLAGS.isdisjoint(flags)
+        if not failed and not slow and gave_up:
+            # A probe is given back: clients must not use the probes up, nor have them taken for lost.
+            seen = Seen(ended=1, probes_void=int(self._is_of_this_phase(number, probe_epoch)))
         elif probe_epoch is None:
             took_ms = min(MAX_TOOK_MS, (app_us or 0) // 1000)
             seen = Seen(samples=1, failed=int(failed), slow=int(slow), took_ms=took_ms, ended=1)
-        elif probe_epoch == breaker.state.epoch:
+        elif self._is_of_this_phase(number, probe_epoch):
             seen = Seen(probes=1, probes_failed=int(failed or slow), ended=1)
         else:
             seen = Seen(ended=1)
@@ -234,8 +278,10 @@ class BreakerBank:
             before = breaker.state
             if before.phase is Phase.HALF_OPEN:
                 # Every worker sees the same sums and comes to the same number: this one is not told to the others.
-                lost = breaker.probes.lost(_tried(totals), totals.probes, now_ms)
-                seen = replace(seen, probes=seen.probes + lost, probes_failed=seen.probes_failed + lost)
+                lost = breaker.probes.lost(_tried(totals), totals.probes, now_ms, self._lanes(number))
+                if before.probes + seen.probes == before.probes_failed + seen.probes_failed:
+                    # An app that swallows all is not well. Where others were answered, their clients hold them open.
+                    seen = replace(seen, probes=seen.probes + lost, probes_failed=seen.probes_failed + lost)
             state = advance(before, seen, now_ms, self._plan)
             for theirs in self._signals.states(number):
                 state = _adopt(state, theirs)
@@ -243,7 +289,7 @@ class BreakerBank:
                 state = self._peers.step(number, state, seen, now_ms)
             breaker.state = state
             if state.phase is Phase.HALF_OPEN and before.phase is not Phase.HALF_OPEN:
-                breaker.probes.begin(_tried(totals), totals.probes, now_ms)
+                breaker.probes.begin(_tried(totals), totals.probes, now_ms, self._lanes(number))
             breaker.relaxing = is_relaxing(state, self._plan, was=breaker.relaxing)
             breaker.crowd.tick(totals, now_ms)
             if state.phase is Phase.CLOSED and before.phase is not Phase.CLOSED:
@@ -259,6 +305,9 @@ class BreakerBank:
                     before.slowness.mean,
                     state.dwell_ms,
                 )
+
+    def _lanes(self, number: int) -> list[int]:
+        return [self._signals.probes_out(number, lane) for lane in range(LANES)]
 
 
 def _adopt(mine: BreakerState, theirs: BreakerState) -> BreakerState:
@@ -287,6 +336,7 @@ def _plus(one: Seen, other: Seen) -> Seen:
         one.admitted + other.admitted,
         one.ended + other.ended,
         one.probes_void + other.probes_void,
+        one.withdrawn + other.withdrawn,
     )
 
 

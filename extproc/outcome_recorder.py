@@ -49,12 +49,19 @@ class OutcomeObserver(Protocol):
     """Whoever wants to know how allowed requests end, such as a circuit breaker."""
 
     def ended(
-        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+        self,
+        route: str,
+        status: int | None,
+        app_us: int | None,
+        flags: tuple[str, ...],
+        *,
+        probe_epoch: int | None,
+        subject: str = "",
     ) -> None:
         """Hear of one allowed request's end, once, after its receipt is durable. Must neither block nor raise.
 
-        `route` and `probe_epoch` (`extproc.breaker_bank`): from the decision's receipt. `status`: the app's, None when
-        it gave none. `app_us`: as `Outcome` has it. `flags`: Envoy's response flags, by their names in
+        `route`, `probe_epoch` and `subject` (`extproc.breaker_bank`): from the decision's receipt. `status`: the app's,
+        None when it gave none. `app_us`: as `Outcome` has it. `flags`: Envoy's response flags, by their names in
         `envoy.data.accesslog.v3.ResponseFlags`.
         """
 
@@ -63,7 +70,14 @@ class NoObserver:
     """An observer that does nothing."""
 
     def ended(
-        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+        self,
+        route: str,
+        status: int | None,
+        app_us: int | None,
+        flags: tuple[str, ...],
+        *,
+        probe_epoch: int | None,
+        subject: str = "",
     ) -> None:
         """Hear of one allowed request's end."""
 
@@ -77,6 +91,7 @@ class _Stress(msgspec.Struct, frozen=True):
 
 class _PolicyInput(msgspec.Struct, frozen=True):
     stress: _Stress | None = None
+    subject: str = ""
 
 
 class _Policy(msgspec.Struct, frozen=True):
@@ -97,6 +112,11 @@ class _Decision(msgspec.Struct, frozen=True):
         """Give the half-open phase that this request was a probe of."""
         stress = None if self.policy is None else self.policy.input.stress
         return stress.epoch if stress is not None and stress.action == Action.PROBE else None
+
+    @property
+    def subject(self) -> str:
+        """Give whose request it was; empty where policy was not asked."""
+        return "" if self.policy is None else self.policy.input.subject
 
 
 @dataclass(slots=True)
@@ -314,7 +334,14 @@ class OutcomeRecorder:
         # A body that ext_proc refuses with 503, say for want of room, is not the app's failure.
         status = facts.status if outcome.answered else None
         try:
-            self._observer.ended(decision.route, status, outcome.app_us, facts.flags, probe_epoch=decision.probe_epoch)
+            self._observer.ended(
+                decision.route,
+                status,
+                outcome.app_us,
+                facts.flags,
+                probe_epoch=decision.probe_epoch,
+                subject=decision.subject,
+            )
         except Exception:
             # The receipt is durable; to try again would tell those of the whole batch anew.
             LOG.exception("the end of a request could not be told")

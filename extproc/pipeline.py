@@ -106,7 +106,8 @@ class Pipeline:
         """Tell the breaker of a request that it let on and that was refused later, or told of before: none will end."""
         stress = None if passage.asked is None else passage.asked.stress
         if stress is not None and stress.action != Action.THROTTLE and passage.admitted and not passage.goes_on:
-            self._parts.stress.withdrawn(passage.admitted.route.name, stress)
+            subject = "" if passage.verified is None else passage.verified.key.subject
+            self._parts.stress.withdrawn(passage.admitted.route.name, stress, subject)
 
     async def _decide(self, passage: Passage) -> Reason:
         try:
@@ -185,7 +186,7 @@ class Pipeline:
 
     def _admit(self, verified: VerifiedRequest, verdict: PolicyVerdict, passage: Passage) -> None:
         """Admit by subject and by the route's breaker; what was done is kept with what policy was asked."""
-        route, subject = verified.admitted.route, verified.key.subject
+        route, subject, request = verified.admitted.route, verified.key.subject, verified.admitted.request
         facts: StressFacts | None = None
         try:
             facts = self._parts.stress.admit(
@@ -193,7 +194,7 @@ class Pipeline:
                 subject,
                 verdict,
                 fell_back=verified.fell_back,
-                now_ms=passage.now_ms,
+                ends_soon=not request.body_cut and not request.message.lines("upgrade"),
                 priority=verified.key.priority,
             )
         except BreakerOpen as refusal:

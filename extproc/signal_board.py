@@ -3,7 +3,8 @@
 Envoy sends the outcomes of one connection to whichever worker it chose, and decisions fall in all of them. So each
 worker writes what it heard, as counters that only rise, and the state of its breakers, into a row of its own, and reads
 every row. One writer for each row and no lock: a counter is one aligned word, a state is guarded by a sequence
-number that is odd while it is being written. Nothing durable: after a restart of the host it starts from nothing.
+number that is odd while it is being written. Nothing durable: its times are those since the host was booted, so a
+board of another boot is removed and never read.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from extproc.breaker import BreakerState, Phase, Seen
+from extproc.probe_budget import LANES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 MAX_WORKERS: Final = 64
 MAX_ROUTES: Final = 1_024
-_COUNTERS: Final = 10
+BOOT_ID_FILE: Final = Path("/proc/sys/kernel/random/boot_id")
+_COUNTERS: Final = 11
 _STATE_WORDS: Final = 6
-_ROW_WORDS: Final = _COUNTERS + 1 + _STATE_WORDS
+_LANES_AT: Final = _COUNTERS + 1 + _STATE_WORDS
+_ROW_WORDS: Final = _LANES_AT + LANES
 _WORD_BYTES: Final = 8
+_MASK: Final = (1 << 64) - 1
+_SIGN: Final = 1 << 63
 _PHASES: Final = (Phase.CLOSED, Phase.OPEN, Phase.HALF_OPEN)
 _READ_TRIES: Final = 4
 
@@ -47,9 +53,13 @@ class SignalBoard:
         name = hashlib.sha256("\n".join((str(workers), str(_ROW_WORDS), *routes)).encode()).hexdigest()[:16]
         size = workers * len(routes) * _ROW_WORDS * _WORD_BYTES
         try:
-            descriptor = os.open(folder / f"breaker-{name}.board", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            boot = _boot()
+            _remove_those_of_other_boots(folder, boot)
+            path = folder / f"breaker-{boot}-{name}.board"
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.ftruncate(descriptor, size)
+                # Room for all of it now: where a mapped file finds none later, the process gets SIGBUS.
+                os.posix_fallocate(descriptor, 0, size)
                 self._map = mmap.mmap(descriptor, size)
             finally:
                 os.close(descriptor)
@@ -61,7 +71,8 @@ class SignalBoard:
         """Add to this worker's counters of one route."""
         start = self._row(self._index, route)
         counts = (seen.samples, seen.failed, seen.slow, seen.probes, seen.probes_failed, seen.probes_sent)
-        for offset, value in enumerate((*counts, seen.took_ms, seen.admitted, seen.ended, seen.probes_void)):
+        others = (seen.took_ms, seen.admitted, seen.ended, seen.probes_void, seen.withdrawn)
+        for offset, value in enumerate((*counts, *others)):
             if value:
                 self._words[start + offset] += value
 
@@ -94,6 +105,17 @@ class SignalBoard:
         found = (self._state(self._row(worker, route) + _COUNTERS) for worker in others)
         return [state for state in found if state is not None]
 
+    def move_probe(self, route: int, lane: int, change: int) -> None:
+        """Count a probe of `lane` that went out, 1, or came back, -1; often to another worker than it went out of."""
+        at = self._row(self._index, route) + _LANES_AT + lane
+        self._words[at] = (self._words[at] + change) & _MASK
+
+    def probes_out(self, route: int, lane: int) -> int:
+        """Give how many probes of `lane` all workers count as out."""
+        at = _LANES_AT + lane
+        out = sum(self._words[self._row(worker, route) + at] for worker in range(self._workers)) & _MASK
+        return out - ((out & _SIGN) << 1)
+
     def close(self) -> None:
         """Let go of the file."""
         self._words.release()
@@ -113,3 +135,14 @@ class SignalBoard:
                     phase=_PHASES[phase], epoch=epoch, since_ms=since_ms, dwell_ms=dwell_ms, relapses=relapses
                 )
         return None
+
+
+def _boot() -> str:
+    """Name the boot of this host: the monotonic clock, and so every time on a board, is of one boot alone."""
+    return hashlib.sha256(BOOT_ID_FILE.read_bytes()).hexdigest()[:8]
+
+
+def _remove_those_of_other_boots(folder: Path, boot: str) -> None:
+    for path in folder.glob("breaker-*.board"):
+        if not path.name.startswith(f"breaker-{boot}-"):
+            path.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import warnings
 from typing import TYPE_CHECKING, Final
 
 from extproc.breaker import Phase
@@ -103,9 +104,21 @@ class StressTelemetry:
             "signet_breaker_share_refused", "Words of other instances that were not understood", registry=registry
         )
 
+    def forget(self, route: str) -> None:
+        """Take back what the gauges say of a route that is no longer there."""
+        for gauge in (self.phase, self.errors, self.slowness, self.relaxing, self.crowd_limit):
+            # The file that workers' values are merged from keeps a removed label set: it says nothing is the matter.
+            gauge.labels(route).set(0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                gauge.remove(route)
+
 
 class StressDesk:
-    """Owned by one event loop. `index`: this worker's, of `config.filter.workers`, for the board that they share."""
+    """Owned by one event loop. `index`: this worker's, of `config.filter.workers`, for the board that they share.
+
+    `now_ms`: a clock that never steps back, the same in all processes of one boot; nothing here is the time of day.
+    """
 
     def __init__(
         self,
@@ -118,31 +131,36 @@ class StressDesk:
     ) -> None:
         self._telemetry, self._index, self._now_ms, self._random_below = telemetry, index, now_ms, random_below
         self._board: SignalBoard | None = None
+        self._names: list[str] = []
         self.peers: BreakerPeers | None = None
         self.load(config)
 
     def load(self, config: FilterConfig) -> None:
-        """Take over the routes and the plan of `config`. Breakers start closed and hear of the others at once."""
+        """Take over the routes and the plan of `config`, or raise and change nothing.
+
+        Breakers start closed and hear of the others at once.
+        """
         guarded = [route for route in config.routes if route.guarded]
-        workers = config.filter.workers
-        self._plan = config.plan.breaker
-        self._quotas = {
+        workers, plan = config.filter.workers, config.plan.breaker
+        quotas = {
             route.name: Quota(route.quota_per_s / workers, max(1, route.quota_burst // workers))
             for route in guarded
             if route.quota_per_s
         }
         names = [route.name for route in guarded]
-        old, self._board = self._board, None
-        signals: Signals = OwnSignals(len(names))
-        if names and workers > 1:
-            signals = self._board = self._open_board(config.filter.socket_dir, names, workers) or signals  # type: ignore[assignment]
-        self._names = names
+        board = self._open_board(config.filter.socket_dir, names, workers) if names and workers > 1 else None
+        signals: Signals = board or OwnSignals(len(names))
         # One worker listens for all: the others take its state over from the board.
         shared = bool(names) and self._index == 0 and config.filter.breaker_share == "redis"
-        self.peers = BreakerPeers(self._plan, config.filter.realm, names, secrets.token_hex) if shared else None
-        self._bank = BreakerBank(self._plan, names, signals, now_ms=self._now_ms(), peers=self.peers)
-        if old is not None:
-            old.close()
+        peers = BreakerPeers(plan, config.filter.realm, names, secrets.token_hex) if shared else None
+        bank = BreakerBank(plan, names, signals, now_ms=self._now_ms(), peers=peers)
+        old_board, old_names = self._board, self._names
+        self._plan, self._quotas, self._names = plan, quotas, names
+        self._board, self.peers, self._bank = board, peers, bank
+        if old_board is not None:
+            old_board.close()
+        for name in set(old_names) - set(names):
+            self._telemetry.forget(name)
 
     def _open_board(self, folder: Path, names: list[str], workers: int) -> SignalBoard | None:
         try:
@@ -170,13 +188,15 @@ class StressDesk:
         verdict: PolicyVerdict,
         *,
         fell_back: bool,
-        now_ms: int,
+        ends_soon: bool = True,
         priority: Priority = Priority.NORMAL,
     ) -> StressFacts:
         """Admit one verified request that policy allows, and say what was done.
 
-        Raises QuotaExceeded; BreakerOpen, whose `facts` say why.
+        `ends_soon`: nothing of it is still to come, so it may be a probe. Raises QuotaExceeded; BreakerOpen, whose
+        `facts` say why.
         """
+        now_ms = self._now_ms()
         quota = self._quotas.get(route.name)
         if quota is not None:
             try:
@@ -190,6 +210,7 @@ class StressDesk:
             now_ms,
             floor_share=verdict.floor_share,
             may_fall_back=fell_back,
+            ends_soon=ends_soon,
             priority=priority,
         )
         self._telemetry.actions.labels(route.name, done.action).inc()
@@ -198,15 +219,23 @@ class StressDesk:
             raise BreakerOpen("the app is not well, or has all that it can finish", _facts(done), retry_after_s)
         return _facts(done)
 
-    def withdrawn(self, route: str, stress: StressFacts) -> None:
-        """Hear that a request that was admitted with `stress` goes nowhere: refused later on, or given up."""
-        self._bank.withdrawn(route, probe_epoch=stress.epoch if stress.action == Action.PROBE else None)
+    def withdrawn(self, route: str, stress: StressFacts, subject: str) -> None:
+        """Hear that a request of `subject` that was admitted with `stress` goes nowhere: refused later, or given up."""
+        probe_epoch = stress.epoch if stress.action == Action.PROBE else None
+        self._bank.withdrawn(route, probe_epoch=probe_epoch, subject=subject)
 
     def ended(
-        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+        self,
+        route: str,
+        status: int | None,
+        app_us: int | None,
+        flags: tuple[str, ...],
+        *,
+        probe_epoch: int | None,
+        subject: str = "",
     ) -> None:
         """Hear of one allowed request's end (`extproc.outcome_recorder.OutcomeObserver`)."""
-        self._bank.ended(route, status, app_us, flags, probe_epoch=probe_epoch)
+        self._bank.ended(route, status, app_us, flags, probe_epoch=probe_epoch, subject=subject)
 
     def tick(self) -> None:
         """Move the breakers on; called every `extproc.breaker_bank.TICK_S`."""

@@ -79,6 +79,11 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+def monotonic_ms() -> int:
+    """Read the clock that nobody sets: milliseconds of this boot, the same in every process (CLOCK_MONOTONIC)."""
+    return time.monotonic_ns() // 1_000_000
+
+
 async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks that run for ever and see them end, within `MAX_CANCELS` times `CANCEL_WAIT_S`.
 
@@ -126,13 +131,15 @@ class Worker:
             random_bytes=secrets.token_bytes,
         )
         stress_telemetry = StressTelemetry(REGISTRY)
-        self._stress = StressDesk(config, stress_telemetry, index=index, now_ms=now_ms, random_below=secrets.randbelow)
+        self._stress = StressDesk(
+            config, stress_telemetry, index=index, now_ms=monotonic_ms, random_below=secrets.randbelow
+        )
         self._share = BreakerShare(
             config.nonce_store.url,
             lambda: self._stress.peers,
             stress_telemetry,
             interval_ms=config.filter.breaker_share_interval_ms,
-            now_ms=now_ms,
+            now_ms=monotonic_ms,
             random_below=secrets.randbelow,
         )
         parts = Parts(
@@ -230,8 +237,9 @@ class Worker:
             self._telemetry.reloads.labels("refused").inc()
             LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
             return
-        self._rules = rules
+        # First: when the desk cannot be built, rules and breakers both stay what they were.
         self._stress.load(config)
+        self._rules = rules
         self._telemetry.reloads.labels("loaded").inc()
         LOG.info("configuration reloaded, digest %s", config.digest)
 

@@ -49,11 +49,20 @@ class Heard:
     """What the observer was told."""
 
     ends: list[tuple[str, int | None, int | None, tuple[str, ...], int | None]] = field(default_factory=list)
+    subjects: list[str] = field(default_factory=list)
 
     def ended(
-        self, route: str, status: int | None, app_us: int | None, flags: tuple[str, ...], *, probe_epoch: int | None
+        self,
+        route: str,
+        status: int | None,
+        app_us: int | None,
+        flags: tuple[str, ...],
+        *,
+        probe_epoch: int | None,
+        subject: str = "",
     ) -> None:
         self.ends.append((route, status, app_us, flags, probe_epoch))
+        self.subjects.append(subject)
 
 
 class OutcomeParts:

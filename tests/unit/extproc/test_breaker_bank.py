@@ -7,6 +7,8 @@ import pytest
 from extproc.breaker import Phase
 from extproc.breaker_bank import UPSTREAM_FAILURE_FLAGS, BreakerBank, OwnSignals
 from extproc.plan import BreakerPlan
+from extproc.priority import Priority
+from extproc.probe_budget import lane_of
 from extproc.signal_board import SignalBoard
 from extproc.stress_action import Action
 
@@ -84,6 +86,15 @@ def test_good_outcomes_of_one_worker_weigh_against_the_bad_ones_of_another(host:
         (200, 1_000_000, (), True),
         (200, 999_999, (), False),
         (200, None, (), False),
+        # The edge's timeout covers the client's reading: an app that answered in time has no part in it.
+        (200, 10, ("upstream_request_timeout",), False),
+        (200, 10, ("upstream_request_timeout", "downstream_remote_reset"), False),
+        (404, 999_999, ("upstream_request_timeout",), False),
+        (200, 1_000_000, ("upstream_request_timeout",), True),
+        (200, None, ("upstream_request_timeout",), True),
+        (503, 10, ("upstream_request_timeout",), True),
+        (None, 10, ("upstream_request_timeout",), True),
+        (200, 10, ("upstream_request_timeout", "upstream_remote_reset"), True),
     ],
 )
 def test_only_what_the_app_did_counts(
@@ -122,12 +133,30 @@ def to_half_open(host: Host) -> int:
     return host.banks[0].state("a").epoch
 
 
+def apart(epoch: int, count: int) -> list[str]:
+    """Name subjects none of which is in the lane of another."""
+    found: dict[int, str] = {}
+    for number in range(10_000):
+        found.setdefault(lane_of(f"s{number}", epoch), f"s{number}")
+    return list(found.values())[:count]
+
+
+def probes(host: Host, subject: str, worker: int = 0) -> bool:
+    return host.banks[worker].choose("a", subject, host.now_ms).action is Action.PROBE
+
+
+def probed(host: Host, subject: str, epoch: int, status: int = 200, worker: int = 0) -> None:
+    """Send one probe, and hear of its end in the other worker."""
+    assert probes(host, subject, worker)
+    host.banks[1 - worker].ended("a", status, 10, (), probe_epoch=epoch, subject=subject)
+
+
 def test_probes_that_two_workers_send_close_it_together(host: Host) -> None:
     epoch = to_half_open(host)
     for bank in host.banks:
         for _ in range(2):
             assert bank.choose("a", "s", host.now_ms).action is Action.PROBE
-            bank.ended("a", 200, 10, (), probe_epoch=epoch)
+            bank.ended("a", 200, 10, (), probe_epoch=epoch, subject="s")
     host.tick()
     assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
 
@@ -140,13 +169,13 @@ def test_probes_that_clients_give_up_neither_open_it_nor_use_the_probes_up(
     epoch = to_half_open(host)
     for _ in range(50):
         assert host.banks[0].choose("a", "s", host.now_ms).action is Action.PROBE
-        host.banks[hearer].ended("a", None, None, flags, probe_epoch=epoch)
+        host.banks[hearer].ended("a", None, None, flags, probe_epoch=epoch, subject="s")
     host.tick(PLAN.probe_timeout_ms + 100)
     host.tick(PLAN.probe_timeout_ms + 100)
     assert host.phases() == [Phase.HALF_OPEN, Phase.HALF_OPEN]
     for _ in range(PLAN.probes_needed):
         assert host.banks[1].choose("a", "s", host.now_ms).action is Action.PROBE
-        host.banks[hearer].ended("a", 200, 10, (), probe_epoch=epoch)
+        host.banks[hearer].ended("a", 200, 10, (), probe_epoch=epoch, subject="s")
     host.tick()
     assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
 
@@ -154,30 +183,31 @@ def test_probes_that_clients_give_up_neither_open_it_nor_use_the_probes_up(
 def test_probes_of_another_phase_and_routes_that_are_not_there_give_nothing_back(host: Host) -> None:
     epoch = to_half_open(host)
     bank = host.banks[0]
-    for _ in range(PLAN.max_probes_in_flight):
-        assert bank.choose("a", "s", host.now_ms).action is Action.PROBE
-    bank.withdrawn("a", probe_epoch=epoch - 1)
-    bank.withdrawn("a", probe_epoch=None)
-    bank.withdrawn("elsewhere", probe_epoch=epoch)
-    assert bank.choose("a", "s", host.now_ms).action is not Action.PROBE
-    bank.withdrawn("a", probe_epoch=epoch)
-    assert bank.choose("a", "s", host.now_ms).action is Action.PROBE
+    *subjects, other = apart(epoch, PLAN.max_probes_in_flight + 1)
+    for subject in subjects:
+        assert probes(host, subject)
+    bank.withdrawn("a", probe_epoch=epoch - 1, subject=subjects[0])
+    bank.withdrawn("a", probe_epoch=None, subject=subjects[0])
+    bank.withdrawn("elsewhere", probe_epoch=epoch, subject=subjects[0])
+    assert not probes(host, other)
+    assert not probes(host, subjects[0])
+    bank.withdrawn("a", probe_epoch=epoch, subject=subjects[0])
+    assert probes(host, subjects[0])
 
 
 def test_probes_that_fail_open_it_again_for_twice_as_long(host: Host) -> None:
     epoch = to_half_open(host)
     for _ in range(2):
         assert host.banks[0].choose("a", "s", host.now_ms).action is Action.PROBE
-        host.banks[0].ended("a", 503, 10, (), probe_epoch=epoch)
+        host.banks[0].ended("a", 503, 10, (), probe_epoch=epoch, subject="s")
     host.tick()
     assert host.phases() == [Phase.OPEN, Phase.OPEN]
     assert host.banks[1].state("a").dwell_ms == 2_000
 
 
 def test_probes_of_which_nothing_is_heard_open_it_again(host: Host) -> None:
-    to_half_open(host)
-    for _ in range(2):
-        assert host.banks[1].choose("a", "s", host.now_ms).action is Action.PROBE
+    for subject in apart(to_half_open(host), 2):
+        assert probes(host, subject, worker=1)
     host.tick()
     host.tick(2_000)
     host.tick()
@@ -189,24 +219,109 @@ def test_a_probe_that_one_worker_sent_may_be_heard_of_by_another(host: Host) -> 
     sender, hearer = host.banks
     for _ in range(4):
         assert sender.choose("a", "s", host.now_ms).action is Action.PROBE
-        hearer.ended("a", 200, 10, (), probe_epoch=epoch)
+        hearer.ended("a", 200, 10, (), probe_epoch=epoch, subject="s")
     host.tick()
     assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
 
 
 def test_probes_are_bounded_at_once_over_all_workers(host: Host) -> None:
     epoch = to_half_open(host)
-    actions = [host.banks[number % 2].choose("a", "s", host.now_ms).action for number in range(10)]
-    assert actions.count(Action.PROBE) == 4
-    host.banks[0].ended("a", 200, 10, (), probe_epoch=epoch)
-    # Four are needed and four were sent: no further one is.
-    assert host.banks[1].choose("a", "s", host.now_ms).action is not Action.PROBE
+    subjects = apart(epoch, 12)
+    sent = [probes(host, subject, worker=number % 2) for number, subject in enumerate(subjects[:10])]
+    assert sent == [True] * 4 + [False] * 6
+    for subject in subjects[:4]:
+        host.banks[0].ended("a", 200, 10, (), probe_epoch=epoch, subject=subject)
+    # Four are needed and four were told of: no further one is sent.
+    assert not probes(host, subjects[11])
+
+
+def test_one_subject_that_holds_its_probes_open_keeps_no_breaker_from_closing(host: Host) -> None:
+    epoch = to_half_open(host)
+    evil, other = apart(epoch, 2)
+    assert probes(host, evil)
+    for worker in (0, 1):
+        assert not probes(host, evil, worker), "one is out already, whichever worker is asked"
+    for number in range(PLAN.probes_needed):
+        probed(host, other, epoch, worker=number % 2)
+    host.tick()
+    assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
+
+
+def test_probes_held_open_are_given_up_and_are_no_failures_where_others_were_answered(host: Host) -> None:
+    epoch = to_half_open(host)
+    other, *evil = apart(epoch, 1 + PLAN.max_probes_in_flight)
+    probed(host, other, epoch)
+    for _ in range(3):
+        for subject in evil:
+            assert probes(host, subject)
+        assert not probes(host, other)
+        host.tick()
+        host.tick(PLAN.probe_timeout_ms)
+        assert host.phases() == [Phase.HALF_OPEN, Phase.HALF_OPEN]
+    for _ in range(PLAN.probes_needed - 1):
+        probed(host, other, epoch, worker=1)
+    host.tick()
+    assert host.phases() == [Phase.CLOSED, Phase.CLOSED]
+
+
+def test_a_lone_subject_whose_probe_was_lost_may_send_another(host: Host) -> None:
+    epoch = to_half_open(host)
+    probed(host, "s", epoch)
+    assert probes(host, "s")
+    host.tick()
+    assert not probes(host, "s", worker=1)
+    host.tick(PLAN.probe_timeout_ms)
+    probed(host, "s", epoch, worker=1)
+
+
+def test_what_its_client_has_still_to_send_is_no_probe_while_others_come(host: Host) -> None:
+    epoch = to_half_open(host)
+    bank, (one, other) = host.banks[0], apart(epoch, 2)
+    for _ in range(5):
+        assert bank.choose("a", one, host.now_ms, ends_soon=False).action is not Action.PROBE
+    probed(host, other, epoch)
+    host.tick(PLAN.probe_timeout_ms - 100)
+    assert bank.choose("a", one, host.now_ms, ends_soon=False).action is not Action.PROBE
+    # But where nobody else comes it would be half-open for ever.
+    host.tick(PLAN.probe_timeout_ms)
+    assert bank.choose("a", one, host.now_ms, ends_soon=False).action is Action.PROBE
+
+
+def test_a_probe_heard_of_before_its_phase_counts_and_frees_its_subject(tmp_path: Path) -> None:
+    host = Host(tmp_path)
+    host.trip()
+    early, late = host.banks
+    host.now_ms += 1_000
+    early.tick(host.now_ms)
+    assert host.phases() == [Phase.HALF_OPEN, Phase.OPEN]
+    epoch = early.state("a").epoch
+    for _ in range(PLAN.probes_needed):
+        assert probes(host, "s")
+        late.ended("a", 200, 10, (), probe_epoch=epoch, subject="s")
+    host.tick()
+    assert host.phases()[0] is Phase.CLOSED
+
+
+def test_after_the_clock_was_set_back_an_app_that_fails_still_opens_it(host: Host) -> None:
+    host.hears(0, 10)
+    host.tick()
+    host.now_ms -= 900_000
+    host.tick()
+    for _ in range(30):
+        if Phase.OPEN not in host.phases():
+            host.hears(0, 10, 503)
+            host.tick()
+    assert host.phases() == [Phase.OPEN, Phase.OPEN]
+    host.now_ms -= 90_000
+    host.tick()
+    host.tick(4_000)
+    assert host.phases() == [Phase.HALF_OPEN, Phase.HALF_OPEN]
 
 
 def test_a_probe_of_an_older_phase_decides_nothing(host: Host) -> None:
     epoch = to_half_open(host)
     for _ in range(10):
-        host.banks[0].ended("a", 200, 10, (), probe_epoch=epoch - 1)
+        host.banks[0].ended("a", 200, 10, (), probe_epoch=epoch - 1, subject="s")
         host.banks[0].ended("a", 200, 10, (), probe_epoch=None)
     host.tick()
     assert host.phases() == [Phase.HALF_OPEN, Phase.HALF_OPEN]
@@ -227,6 +342,18 @@ def test_while_open_the_floor_passes_and_policy_may_raise_it(host: Host) -> None
     assert [bank.choose("a", "s", host.now_ms).passes for _ in range(20)].count(True) in {2, 3, 4}
     assert [bank.choose("a", "s", host.now_ms, floor_share=0.5).passes for _ in range(20)].count(True) >= 10
     assert [bank.choose("a", "s", host.now_ms, floor_share=0.01).passes for _ in range(20)].count(True) in {2, 3, 4}
+
+
+@pytest.mark.parametrize("priority", list(Priority))
+@pytest.mark.parametrize("shares", [(0.1,), (0.1, 0.2), (0.3, 0.1, 0.2)])
+def test_a_floor_that_differs_by_request_is_a_floor(host: Host, priority: Priority, shares: tuple[float, ...]) -> None:
+    host.trip()
+    asked = [shares[number % len(shares)] for number in range(900)]
+    passed = sum(
+        host.banks[0].choose("a", f"s{number % 7}", host.now_ms + number, floor_share=share, priority=priority).passes
+        for number, share in enumerate(asked)
+    )
+    assert int(sum(asked)) - 1 <= passed <= 2 * sum(asked) + 4
 
 
 def test_headers_are_trimmed_while_it_is_slow_and_while_it_is_not_closed(host: Host) -> None:

@@ -27,7 +27,7 @@ class App:
     def __post_init__(self) -> None:
         self.bank = BreakerBank(self.plan, ["a"], OwnSignals(1), now_ms=self.now_ms)
         self.free_ms = [self.now_ms] * self.slots
-        self.ending: list[tuple[int, int, int | None]] = []
+        self.ending: list[tuple[int, int, int | None, str]] = []
         self.took_ms: list[int] = []
         self.good = self.refused = self.late = self.opened = self.count = 0
 
@@ -40,10 +40,11 @@ class App:
                 due -= 1
                 self._arrive()
             while self.ending and self.ending[0][0] <= self.now_ms:
-                ended_ms, began_ms, probe = heapq.heappop(self.ending)
+                ended_ms, began_ms, probe, subject = heapq.heappop(self.ending)
                 took_ms = ended_ms - began_ms
                 self.took_ms.append(took_ms)
-                self.bank.ended("a", 200, took_ms * 1000, (), probe_epoch=None if probe == -1 else probe)
+                epoch = None if probe == -1 else probe
+                self.bank.ended("a", 200, took_ms * 1000, (), probe_epoch=epoch, subject=subject)
                 self.good, self.late = self.good + (took_ms <= DEADLINE_MS), self.late + (took_ms > DEADLINE_MS)
             if self.now_ms % 100 == 0:
                 self.bank.tick(self.now_ms)
@@ -52,7 +53,8 @@ class App:
 
     def _arrive(self) -> None:
         self.count += 1
-        done = self.bank.choose("a", f"s{self.count % 9}", self.now_ms)
+        subject = f"s{self.count % 9}"
+        done = self.bank.choose("a", subject, self.now_ms)
         if not done.passes:
             self.refused += 1
             return
@@ -60,7 +62,7 @@ class App:
             return
         ended_ms = max(heapq.heappop(self.free_ms), self.now_ms) + self.service_ms
         heapq.heappush(self.free_ms, ended_ms)
-        heapq.heappush(self.ending, (ended_ms, self.now_ms, done.epoch if done.action == "probe" else -1))
+        heapq.heappush(self.ending, (ended_ms, self.now_ms, done.epoch if done.action == "probe" else -1, subject))
 
 
 @pytest.mark.parametrize(("slots", "service_ms"), [(2, 50), (8, 200), (1, 25), (16, 40)])
@@ -103,6 +105,88 @@ def test_ends_that_nobody_tells_of_do_not_use_up_the_limit() -> None:
     app = App(2, 50, leak_every=20)
     app.run(80, 60)
     assert app.good >= 0.85 * 40 * 60
+
+
+def hold(app: App, count: int) -> None:
+    """Let so many requests be with their clients for ever."""
+    app.bank._signals.add(0, Seen(admitted=count))
+
+
+def trip_and_close(app: App, held_while_open: int) -> None:
+    while app.bank.state("a").phase is not Phase.OPEN:
+        app.now_ms += 100
+        app.bank._signals.add(0, Seen(admitted=10))
+        for _ in range(10):
+            app.bank.ended("a", 200, 2_000_000, (), probe_epoch=None)
+        app.bank.tick(app.now_ms)
+    hold(app, held_while_open)
+    app.run(100, 20)
+
+
+@pytest.mark.parametrize("service_ms", [20, 200, 400])
+@pytest.mark.parametrize(("before", "while_open"), [(0, 0), (3, 0), (61, 0), (0, 3), (0, 6), (0, 61)])
+def test_requests_that_their_clients_hold_open_pin_no_limit(service_ms: int, before: int, while_open: int) -> None:
+    app = App(1_000, service_ms)
+    app.run(100, 10)
+    hold(app, before)
+    trip_and_close(app, while_open)
+    app.count = app.refused = 0
+    app.run(100, 30)
+    assert app.bank.state("a").phase is Phase.CLOSED
+    assert app.bank.crowd_limit("a") is None
+    assert app.refused == 0
+
+
+@pytest.mark.parametrize("service_ms", [50, 150, 250])
+@pytest.mark.parametrize("held", [30, 100])
+def test_one_subject_with_slow_and_held_requests_shuts_the_others_out_for_seconds_at_most(
+    service_ms: int, held: int
+) -> None:
+    app = App(1_000, service_ms)
+    app.run(100, 20)
+    slow: list[int] = []
+    for _ in range(12):
+        hold(app, held // 12)
+        slow += [app.now_ms + 900 for _ in range(5) if app.bank.choose("a", "evil", app.now_ms).passes]
+        app.run(100, 0.05)
+    while slow:
+        app.run(100, 0.05)
+        for _ in [each for each in slow if each <= app.now_ms]:
+            app.bank.ended("a", 200, 900_000, (), probe_epoch=None)
+        slow = [each for each in slow if each > app.now_ms]
+    app.run(100, 5)
+    app.count = app.refused = 0
+    app.run(100, 20)
+    assert app.refused <= 0.02 * app.count
+
+
+@dataclass
+class Churned(App):
+    """The same, and a subject most of whose requests never reach it."""
+
+    churn: int = 0
+    given_up: bool = False
+
+    def _arrive(self) -> None:
+        super()._arrive()
+        for _ in range(self.churn):
+            done = self.bank.choose("a", "evil", self.now_ms)
+            epoch = done.epoch if done.action == "probe" else None
+            if done.passes and self.given_up:
+                self.bank.ended("a", None, None, ("downstream_remote_reset",), probe_epoch=epoch, subject="evil")
+            elif done.passes:
+                self.bank.withdrawn("a", probe_epoch=epoch, subject="evil")
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+@pytest.mark.parametrize("churn", [2, 5])
+def test_requests_that_go_nowhere_disarm_no_limit(churn: int, given_up: bool) -> None:
+    app = Churned(2, 50, churn=churn, given_up=given_up)
+    app.run(20, 5)
+    app.good = app.opened = 0
+    app.run(80, 40)
+    assert app.good >= 0.85 * 40 * 40
+    assert app.opened == 0
 
 
 def given(limit: CrowdLimit) -> int | None:
@@ -170,3 +254,33 @@ def test_counters_that_fall_back_begin_the_account_anew() -> None:
     assert limit.admits(Seen())
     limit.tick(Seen(admitted=2), 1_200)
     assert limit.admits(Seen(admitted=2))
+
+
+def test_what_was_out_before_the_account_began_is_never_counted() -> None:
+    limit = CrowdLimit(300, 1_000, Seen(admitted=1_000, ended=900))
+    limit.begin(0)
+    assert limit.admits(Seen(admitted=1_000 + MIN_LIMIT - 1, ended=900))
+    assert not limit.admits(Seen(admitted=1_000 + MIN_LIMIT, ended=900))
+
+
+def test_a_limit_that_refuses_while_nothing_is_late_rises_until_it_does_not() -> None:
+    limit = CrowdLimit(300, 1_000)
+    limit.begin(0)
+    held = Seen(admitted=10)
+    for step in range(1, 40):
+        limit.tick(held, step * 100)
+        if limit.admits(held):
+            return
+    raise AssertionError("it refuses for ever")
+
+
+def test_a_clock_that_was_set_back_leaves_no_window_behind_and_no_limit_given_up() -> None:
+    limit = CrowdLimit(300, 1_000)
+    totals = sums(limit, 10_000_000, Seen(), 1.0, 100, 10, 400)
+    totals = sums(limit, 10_001_000, totals, HELPLESS_MS / 1000 + 0.2, 20, 10, 400)
+    assert given(limit) is None
+    totals = sums(limit, 6_000_000, totals, 1.0, 100, 100, 10)
+    assert len(limit._window) <= 8
+    totals = sums(limit, 6_001_000, totals, GIVEN_UP_MS / 1000, 100, 100, 10)
+    sums(limit, 6_001_000 + GIVEN_UP_MS, totals, 1.0, 100, 50, 400)
+    assert given(limit) is not None

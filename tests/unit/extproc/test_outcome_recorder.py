@@ -88,11 +88,12 @@ async def test_what_the_edge_answers_is_in_the_receipt_and_is_no_word_of_the_app
 async def test_the_end_of_a_probe_is_heard_as_that_of_its_phase(
     parts: OutcomeParts, stress: dict[str, object] | None, probe_epoch: int | None
 ) -> None:
-    asked = {"v": 2} if stress is None else {"v": 2, "stress": stress}
+    asked = {"v": 2, "subject": "alice"} if stress is None else {"v": 2, "subject": "alice", "stress": stress}
     decision = await parts.decide(policy=PolicyFacts("0" * 64, asked))
     parts.recorder.take(end_of(decision))
     await parts.settled()
     assert [end[-1] for end in parts.heard.ends] == [probe_epoch]
+    assert parts.heard.subjects == ["alice"]
 
 
 async def test_many_are_written_in_order_and_the_chain_holds(parts: OutcomeParts) -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from extproc import signal_board
 from extproc.breaker import BreakerState, Phase, Seen
+from extproc.probe_budget import LANES
 from extproc.signal_board import _COUNTERS, MAX_ROUTES, SignalBoard, SignalBoardError
 
 ROUTES = ["a", "b", "c"]
@@ -16,10 +20,11 @@ STATE = BreakerState(phase=Phase.OPEN, epoch=3, since_ms=1_700_000_000_000, dwel
 def test_counters_of_all_workers_add_up_and_routes_stay_apart(tmp_path: Path) -> None:
     boards = [SignalBoard(tmp_path, ROUTES, index, 3) for index in range(3)]
     for number, board in enumerate(boards, 1):
-        board.add(1, Seen(samples=10 * number, failed=number, slow=2 * number, probes=3, probes_failed=1))
+        heard = Seen(samples=10 * number, failed=number, slow=2 * number, probes=3, probes_failed=1, withdrawn=2)
+        board.add(1, heard)
         board.add(1, Seen(samples=1))
     for board in boards:
-        assert board.totals(1) == Seen(samples=63, failed=6, slow=12, probes=9, probes_failed=3)
+        assert board.totals(1) == Seen(samples=63, failed=6, slow=12, probes=9, probes_failed=3, withdrawn=6)
         assert board.totals(0) == board.totals(2) == Seen()
 
 
@@ -74,6 +79,51 @@ def test_only_its_owner_may_read_the_file(tmp_path: Path) -> None:
     SignalBoard(tmp_path, ROUTES, 0, 1)
     (file,) = tmp_path.glob("breaker-*.board")
     assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_probes_of_a_lane_that_come_back_to_another_worker_are_out_no_more(tmp_path: Path) -> None:
+    one, other = SignalBoard(tmp_path, ROUTES, 0, 2), SignalBoard(tmp_path, ROUTES, 1, 2)
+    one.move_probe(1, LANES - 1, 1)
+    one.move_probe(1, 0, 1)
+    assert (other.probes_out(1, LANES - 1), other.probes_out(1, 0), other.probes_out(0, 0)) == (1, 1, 0)
+    other.move_probe(1, LANES - 1, -1)
+    assert (one.probes_out(1, LANES - 1), one.probes_out(1, 0)) == (0, 1)
+    other.move_probe(1, LANES - 1, -1)
+    assert one.probes_out(1, LANES - 1) == -1
+    assert other.states(1) == []
+    assert one.totals(2) == Seen()
+    assert one.probes_out(2, 0) == 0
+
+
+def test_a_board_of_another_boot_is_removed_and_nothing_of_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boot = tmp_path / "boot_id"
+    boot.write_text("one\n")
+    monkeypatch.setattr(signal_board, "BOOT_ID_FILE", boot)
+    former = SignalBoard(tmp_path, ROUTES, 1, 2)
+    former.add(0, Seen(samples=7))
+    former.tell(0, STATE)
+    boot.write_text("two\n")
+    board = SignalBoard(tmp_path, ROUTES, 0, 2)
+    assert (board.totals(0), board.states(0)) == (Seen(), [])
+    assert len(list(tmp_path.glob("*.board"))) == 1
+    boot.unlink()
+    with pytest.raises(SignalBoardError):
+        SignalBoard(tmp_path, ROUTES, 0, 2)
+
+
+def test_a_board_has_all_its_room_before_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SignalBoard(tmp_path, ROUTES, 0, 2)
+    (file,) = tmp_path.glob("breaker-*.board")
+    assert file.stat().st_blocks * 512 >= file.stat().st_size
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SignalBoardError):
+        SignalBoard(tmp_path, ROUTES, 0, 3)
 
 
 def write_many(folder: Path, index: int) -> None:

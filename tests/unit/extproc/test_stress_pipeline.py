@@ -147,7 +147,7 @@ async def test_the_floor_passes_through_an_open_breaker(parts: FilterParts) -> N
 async def test_probes_are_marked_in_their_receipts_and_bounded_at_once(parts: FilterParts) -> None:
     trip(parts)
     wait_out(parts)
-    answers = [await ask(parts) for _ in range(4)]
+    answers = [await ask(parts, key=key) for key in ("ed", "other", "ed", "other")]
     actions = [stress_of(parts, answer)["action"] for answer in answers]
     assert actions.count("probe") == 2
     assert actions[:2] == ["probe", "probe"]
