@@ -19,7 +19,7 @@ from receipts.merkle import CompactTree
 from receipts.signed_note import NoteError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 @dataclass(slots=True)
@@ -93,22 +93,45 @@ def verify_everything(
     Heads of earlier epochs are of rollbacks that were accepted; the records tell of them. Raises AuditDamaged.
     """
     heads = _newest_heads(files, identity)
-    for note in files.read_checkpoints():
-        heads.setdefault(*_sized(identity, note))
+    checkpoints = _Checkpoints(identity, files.read_checkpoints())
     tail = _tail_after(files, 0)
     count = files.segments()
     for number in range(count):
+        checkpoints.add_up_to((number + 1) << SEGMENT_BITS, heads)
         noted = files.read_sealed(number) if number < count - 1 else None
         root = _read_records(files, tail, range(number, number + 1), heads, last=number == count - 1)
         if noted is not None and noted.root != root:
             raise AuditDamaged("segment_changed", "a full segment has another root than was noted")
+        # What was compared is let go of, but for the newest: there are more checkpoints than memory has room for.
+        heads = {size: signed for size, signed in heads.items() if size >= tail.tree.size}
         progress(tail.tree.size)
+    checkpoints.add_up_to(MAX_SEGMENTS << SEGMENT_BITS, heads)
     _compare_length(tail.tree, heads)
     return tail.tree.size
 
 
-def readable_tail(files: AuditFiles) -> AuditTail:
-    """Find how far the records are whole, whatever was signed: what an accepted rollback goes on from."""
+class _Checkpoints:
+    """The signed checkpoints beside the records that they are of: both are read once, in one order."""
+
+    def __init__(self, identity: AuditIdentity, notes: Iterator[bytes]) -> None:
+        self._heads = (_sized(identity, note) for note in notes)
+        self._next = next(self._heads, None)
+
+    def add_up_to(self, size: int, heads: dict[int, bytes]) -> None:
+        """Add the roots of the checkpoints up to that of `size` records. Raises AuditDamaged."""
+        while self._next is not None and self._next[0] <= size:
+            former, self._next = self._next, next(self._heads, None)
+            if heads.setdefault(*former) != former[1]:
+                raise AuditDamaged("checkpoint", "two signed heads of one size contradict each other")
+            if self._next is not None and self._next[0] < former[0]:
+                raise AuditDamaged("checkpoint", "the signed checkpoints are not in their order")
+
+
+def readable_tail(files: AuditFiles, seen: Callable[[AuditRecord], None] = lambda _: None) -> AuditTail:
+    """Find how far the records are whole, whatever was signed: what an accepted rollback goes on from.
+
+    `seen` gets each of these records.
+    """
     tail = AuditTail(CompactTree())
     for number in range(MAX_SEGMENTS):
         try:
@@ -118,7 +141,7 @@ def readable_tail(files: AuditFiles) -> AuditTail:
         if tail.is_full:
             tail.next_segment()
         try:
-            _read_segment(data, tail, {}, last=True)
+            _read_segment(data, tail, {}, last=True, seen=seen)
         except AuditDamaged:
             break
         if not tail.is_full:
@@ -139,10 +162,10 @@ def _newest_heads(files: AuditFiles, identity: AuditIdentity) -> dict[int, bytes
         raise AuditDamaged("head", "the newest signed head is gone or does not verify")
     newest = max(verified, key=lambda head: head.size)
     found[newest.size] = newest.root
-    checkpoints = files.read_checkpoints()
-    if not checkpoints:
+    checkpoint = files.newest_checkpoint()
+    if checkpoint is None:
         raise AuditDamaged("checkpoint", "the signed checkpoints are gone")
-    size, root = _sized(identity, checkpoints[-1])
+    size, root = _sized(identity, checkpoint)
     if found.setdefault(size, root) != root:
         raise AuditDamaged("checkpoint", "two signed heads of one size contradict each other")
     return found
@@ -183,11 +206,19 @@ def _read_records(
 
 
 def _compare_length(tree: CompactTree, heads: Mapping[int, bytes]) -> None:
-    if max(heads) > tree.size:
-        raise AuditDamaged("truncated", f"{max(heads)} records were signed, {tree.size} are there")
+    signed = max(heads, default=0)
+    if signed > tree.size:
+        raise AuditDamaged("truncated", f"{signed} records were signed, {tree.size} are there")
 
 
-def _read_segment(data: bytes, tail: AuditTail, heads: Mapping[int, bytes], *, last: bool) -> None:
+def _read_segment(
+    data: bytes,
+    tail: AuditTail,
+    heads: Mapping[int, bytes],
+    *,
+    last: bool,
+    seen: Callable[[AuditRecord], None] = lambda _: None,
+) -> None:
     lines = data.split(b"\n")
     # What follows the last line's end was being written when the machine stopped; it was never answered.
     if lines.pop() and not last:
@@ -198,6 +229,7 @@ def _read_segment(data: bytes, tail: AuditTail, heads: Mapping[int, bytes], *, l
             raise AuditDamaged("chain", f"record {tail.tree.size} does not follow the one before")
         tail.add(raw)
         tail.audited.add(record.op, record.detail)
+        seen(record)
         _compare(tail.tree, heads)
     if not last and not tail.is_full:
         raise AuditDamaged("segment_changed", "a full segment lacks records")

@@ -21,11 +21,20 @@ import msgspec
 
 from kms.audit_head import AuditIdentity
 from kms.errors import StoreUnavailable
-from kms.private_file import PrivateFileError, create_private, read_private, replace_private, sync_folder
+from kms.private_file import (
+    PrivateFileError,
+    check_private_folder,
+    create_private,
+    open_private,
+    read_private,
+    replace_private,
+    sync_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 SEGMENT_BITS: Final = 16
 SEGMENT_RECORDS: Final = 1 << SEGMENT_BITS
@@ -34,8 +43,11 @@ MAX_SEGMENTS: Final = 100_000
 HEAD_SLOT_BYTES: Final = 4096
 """What disks write whole."""
 IDENTITY_NAME: Final = "log.json"
+_CHECKPOINTS_NAME: Final = "checkpoints"
 _LOCK_NAME: Final = "writer.lock"
 _MAX_SMALL_BYTES: Final = 65_536
+_MAX_CHECKPOINT_LINE_BYTES: Final = 2 * HEAD_SLOT_BYTES + 3
+"""A head as a JSON string of which every character is escaped, and the line's end."""
 _MODE: Final = 0o600
 _FOLDER_MODE: Final = 0o700
 
@@ -67,9 +79,17 @@ class AuditFiles:
         self._lock: int | None = None
 
     def lock(self) -> None:
-        """Make the folder and become its one writer. Raises StoreUnavailable when another process is."""
+        """Make the folder and become its one writer.
+
+        Raises StoreUnavailable when another process is, and when others may use the folder.
+        """
         with unavailable():
             self._folder.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        try:
+            check_private_folder(self._folder)
+        except PrivateFileError as error:
+            raise StoreUnavailable(str(error), reason="audit_folder") from error
+        with unavailable():
             lock = os.open(self._folder / _LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _MODE)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -136,33 +156,72 @@ class AuditFiles:
         slots = (data[:HEAD_SLOT_BYTES], data[HEAD_SLOT_BYTES:])
         return [each.rstrip(b"\0") for each in slots if each.strip(b"\0")]
 
-    def read_checkpoints(self) -> list[bytes]:
-        """Read every checkpoint's note, oldest first; a line that a crash cut off is left out. Raises AuditDamaged."""
+    def newest_checkpoint(self) -> bytes | None:
+        """Read the last whole checkpoint's note, however long the file is; None when there is none.
+
+        Raises AuditDamaged.
+        """
+        with self._reading_checkpoints() as file:
+            if file is None:
+                return None
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 2 * _MAX_CHECKPOINT_LINE_BYTES))
+            # A line that a crash cut off comes behind it, one that is cut off here before it.
+            lines = file.read(2 * _MAX_CHECKPOINT_LINE_BYTES).split(b"\n")[:-1]
+        if not lines and size > _MAX_CHECKPOINT_LINE_BYTES:
+            raise AuditDamaged("checkpoint", "a checkpoint is longer than any that is written")
+        return _note_of(lines[-1]) if lines else None
+
+    def read_checkpoints(self) -> Iterator[bytes]:
+        """Read the notes of all checkpoints there are now, oldest first, one at a time.
+
+        A line that a crash cut off is left out. Raises AuditDamaged, while they are read.
+        """
+        with self._reading_checkpoints() as file:
+            left_bytes = 0 if file is None else os.fstat(file.fileno()).st_size
+        return self._checkpoints_in(left_bytes)
+
+    def _checkpoints_in(self, left_bytes: int) -> Iterator[bytes]:
+        with self._reading_checkpoints() as file:
+            while file is not None and left_bytes:
+                line = file.readline(min(left_bytes, _MAX_CHECKPOINT_LINE_BYTES))
+                left_bytes -= len(line)
+                if line.endswith(b"\n"):
+                    yield _note_of(line)
+                elif left_bytes:
+                    raise AuditDamaged("checkpoint", "a checkpoint is longer than any that is written")
+
+    @contextlib.contextmanager
+    def _reading_checkpoints(self) -> Iterator[BinaryIO | None]:
         try:
-            data = read_private(self._folder / "checkpoints", MAX_SEGMENT_BYTES)
+            with open_private(self._folder / _CHECKPOINTS_NAME) as file:
+                yield file
         except FileNotFoundError:
-            return []
+            yield None
         except PrivateFileError as error:
             raise AuditDamaged("checkpoint", "the checkpoints cannot be read") from error
-        try:
-            return [msgspec.json.decode(line, type=str).encode() for line in data.split(b"\n")[:-1]]
-        except msgspec.MsgspecError as error:
-            raise AuditDamaged("checkpoint", "a checkpoint is not as it was written") from error
 
     # Writing.
 
     def open_for_append(self, segment: int, size_bytes: int) -> None:
         """Go on in `segment` after its first `size_bytes`; what a crash left behind them is cut off."""
         with unavailable():
-            self._records = self._append_to(_records_name(segment))
-            os.ftruncate(self._records, size_bytes)
-            if self._checkpoints is None:
-                self._checkpoints = self._append_to("checkpoints")
-                _cut_unfinished_line(self._checkpoints)
-                self._head = os.open(self._folder / "head", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _MODE)
-                os.fsync(self._checkpoints)
-            os.fsync(self._records)
-            sync_folder(self._folder)
+            records = self._append_to(_records_name(segment))
+            try:
+                os.ftruncate(records, size_bytes)
+                if self._checkpoints is None:
+                    self._checkpoints = self._append_to(_CHECKPOINTS_NAME)
+                    _cut_unfinished_line(self._checkpoints)
+                    self._head = os.open(self._folder / "head", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _MODE)
+                    os.fsync(self._checkpoints)
+                os.fsync(records)
+                sync_folder(self._folder)
+            except BaseException:
+                os.close(records)
+                raise
+            former, self._records = self._records, records
+            if former is not None:
+                os.close(former)
 
     def append(self, data: bytes, at_bytes: int) -> None:
         """Make `data` durable at the end of the growing segment, which is `at_bytes` long.
@@ -178,12 +237,10 @@ class AuditFiles:
             os.fdatasync(descriptor)
 
     def seal(self, number: int, sealed: SealedSegment) -> None:
-        """Note that a segment is full, and begin the next one."""
-        with unavailable():
-            with contextlib.suppress(FileExistsError):
-                create_private(self._folder / _sealed_name(number), msgspec.json.encode(sealed) + b"\n")
-            os.close(self._opened(self._records))
-            self._records = None
+        """Note that a segment is full, and begin the next one. May be called again after it raised StoreUnavailable."""
+        self._opened(self._records)
+        with unavailable(), contextlib.suppress(FileExistsError):
+            create_private(self._folder / _sealed_name(number), msgspec.json.encode(sealed) + b"\n")
         self.open_for_append(number + 1, 0)
 
     def write_head(self, note: bytes, *, synced: bool = False) -> None:
@@ -213,13 +270,13 @@ class AuditFiles:
     def forget_heads(self) -> None:
         """Remove the heads of a log that was never begun."""
         with unavailable():
-            for name in ("head", "checkpoints"):
+            for name in ("head", _CHECKPOINTS_NAME):
                 (self._folder / name).unlink(missing_ok=True)
 
     def set_aside_after(self, segment: int, size_bytes: int) -> None:
         """Rename heads, checkpoints and what lies after the first `size_bytes` of a segment; nothing is deleted."""
         with unavailable():
-            names = ["head", "checkpoints"]
+            names = ["head", _CHECKPOINTS_NAME]
             for path in self._folder.iterdir():
                 number, _, kind = path.name.partition(".")
                 if number.isdecimal() and kind in {"records", "sealed"} and int(number) >= segment:
@@ -274,6 +331,13 @@ def _records_name(number: int) -> str:
 
 def _sealed_name(number: int) -> str:
     return f"{number:08d}.sealed"
+
+
+def _note_of(line: bytes) -> bytes:
+    try:
+        return msgspec.json.decode(line, type=str).encode()
+    except msgspec.MsgspecError as error:
+        raise AuditDamaged("checkpoint", "a checkpoint is not as it was written") from error
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -1,11 +1,11 @@
 """The audit log: no answer without a durable record, no record lost, and a signed tree over all of them (I-2, K-G5).
 
 Records queue for one thread, which writes all that came meanwhile with one sync and then signs the new head. A second
-thread makes the durable checkpoints, so that a slow key never holds up an answer. A full queue refuses; nothing is
-ever dropped (docs/decisions: I-2 stands above CONCURRENCY.md §3).
+thread makes the durable checkpoints, so that a slow key never holds up an answer. A third reads the full segments once
+more after a start. A full queue refuses; nothing is ever dropped (docs/decisions: I-2 stands above CONCURRENCY.md §3).
 
 Ownership: `_tail` is replaced, never changed, by the commit thread; any thread reads it. `_signed_size` belongs to the
-checkpoint thread.
+checkpoint thread. `_unsigned_since_s` is set by both, and at most one signing's time too early.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ TICK_S: Final = 0.25
 """How often the checkpoint thread looks whether a checkpoint is due."""
 RETRY_AFTER_S: Final = 1
 DRAIN_S: Final = 3.0
+LATE_FACTOR: Final = 2
+"""So many times `checkpoint_after_s` after a record that no checkpoint covers, the service is not ready."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,14 @@ class ChainedAuditLog:
         settings: AuditSettings,
         clock: Clock,
         telemetry: Telemetry,
-        old_segments: Callable[[], None] = lambda: None,
+        old_segments: Callable[[Callable[[], bool]], None] = lambda _stopped: None,
     ) -> None:
+        """Make it; `old_segments` checks what was full at the start, until what it is given says to stop."""
         self._storage, self._identity, self._signer, self._tail = storage, identity, signer, tail
         self._settings, self._clock, self._telemetry = settings, clock, telemetry
         self._old_segments = old_segments
         self._signed_size = tail.tree.size
-        self._signed_s = clock.monotonic_s()
+        self._signed_s = self._unsigned_since_s = clock.monotonic_s()
         self._signing_since_s: float | None = None
         self._integrity: str | None = None
         self._disk: str | None = None
@@ -104,6 +107,7 @@ class ChainedAuditLog:
             self._commit, name="kms-audit", max_pending_items=settings.queue
         )
         self._thread = threading.Thread(target=self._keep_checkpoints, name="kms-audit-checkpoints", daemon=True)
+        self._checking = threading.Thread(target=self._check_old_segments, name="kms-audit-check", daemon=True)
         # Told of each attempt at a checkpoint, from the thread that made it: root (hex), size, success, seconds.
         self.on_checkpoint: Callable[[str, int, bool, float], None] = lambda _root, _size, _ok, _took_s: None
         self._appended = telemetry.audit_appends.labels("ok")
@@ -111,9 +115,10 @@ class ChainedAuditLog:
         self._queue_depth = telemetry.queue_depth.labels("audit")
 
     def start(self) -> None:
-        """Start both threads; once, and after any fork."""
+        """Start the threads; once, and after any fork."""
         self._commits.start()
         self._thread.start()
+        self._checking.start()
 
     @property
     def identity(self) -> AuditIdentity:
@@ -156,9 +161,11 @@ class ChainedAuditLog:
 
     def not_ready(self) -> str | None:
         """Tell why the service is not ready: what `writable` says, or no checkpoint was made in time."""
-        since_s = self._signing_since_s
-        slow = since_s is not None and self._clock.monotonic_s() - since_s > self._settings.checkpoint_s
-        return self.writable() or self._checkpoint or ("audit_checkpoint" if slow else None)
+        now_s, since_s = self._clock.monotonic_s(), self._signing_since_s
+        slow = since_s is not None and now_s - since_s > self._settings.checkpoint_s
+        allowed_s = LATE_FACTOR * self._settings.checkpoint_after_s
+        late = self.size > self._signed_size and now_s - self._unsigned_since_s > allowed_s
+        return self.writable() or self._checkpoint or ("audit_checkpoint" if slow or late else None)
 
     def checkpoint_age_s(self) -> float | None:
         """Tell how long ago the last checkpoint was signed, in seconds."""
@@ -174,6 +181,8 @@ class ChainedAuditLog:
         self._stop.set()
         self._wake.set()
         self._thread.join(self._settings.checkpoint_s)
+        # It ends with the segment that it reads; it uses none of the files that are let go of.
+        self._checking.join(self._settings.checkpoint_s)
         if self._thread.is_alive():
             LOG.error("the last audit checkpoint was not signed in time")
             return
@@ -211,7 +220,7 @@ class ChainedAuditLog:
                 if self._tail.is_full:
                     self._begin_segment()
                 room = SEGMENT_RECORDS - self._tail.segment_tree.size
-                outcomes += self._append(events[:room])
+                outcomes += self._append(events[:room], self._tail.copy())
                 events = events[room:]
         except StoreUnavailable:
             if self._disk is None:
@@ -221,9 +230,9 @@ class ChainedAuditLog:
         self._disk = None
         return outcomes
 
-    def _append(self, events: Sequence[AuditEvent]) -> list[AuditEntry | Exception]:
-        tail, now_ms = self._tail.copy(), self._clock.wall_ms()
-        begin_bytes = tail.segment_bytes
+    def _append(self, events: Sequence[AuditEvent], tail: AuditTail) -> list[AuditEntry | Exception]:
+        """Make events durable at `tail`, which then takes the place of `_tail`."""
+        now_ms, begin_bytes = self._clock.wall_ms(), tail.segment_bytes
         lines: list[bytes] = []
         outcomes: list[AuditEntry | Exception] = []
         for event in events:
@@ -237,6 +246,8 @@ class ChainedAuditLog:
             lines.append(raw)
         if lines:
             self._storage.append(b"\n".join(lines) + b"\n", begin_bytes)
+            if self._tail.tree.size <= self._signed_size:
+                self._unsigned_since_s = self._clock.monotonic_s()
             self._tail = tail
             self._appended.inc(len(lines))
             if self._signer.quick:
@@ -250,8 +261,8 @@ class ChainedAuditLog:
         self._storage.seal(full.segment, SealedSegment(full.segment_bytes, full.segment_tree.root()))
         tail = full.copy()
         tail.next_segment()
-        self._tail = tail
-        self._append([service_event(CONTINUED_OP, tail.audited.details())])
+        # Until this record is durable the full segment is the last one: no segment begins with another.
+        self._append([service_event(CONTINUED_OP, tail.audited.details())], tail)
 
     def _write_head(self, tail: AuditTail) -> None:
         try:
@@ -263,10 +274,6 @@ class ChainedAuditLog:
     # The checkpoint thread.
 
     def _keep_checkpoints(self) -> None:
-        try:
-            self._old_segments()
-        except (AuditDamaged, StoreUnavailable) as error:
-            self.fail(error.reason)
         while not self._stop.is_set():
             self._wake.wait(TICK_S)
             self._wake.clear()
@@ -298,6 +305,7 @@ class ChainedAuditLog:
             return
         finally:
             self._signing_since_s = None
+        self._unsigned_since_s = began_s
         self._signed_size, self._signed_s = tail.tree.size, self._clock.monotonic_s()
         if self._signed_s - began_s > self._settings.checkpoint_s:
             self._telemetry.io_timeouts.labels("checkpoint").inc()
@@ -325,6 +333,14 @@ class ChainedAuditLog:
         except (StoreError, KmsError):
             return
         LOG.warning("the audit log's disk serves again")
+
+    # The thread that checks what is old.
+
+    def _check_old_segments(self) -> None:
+        try:
+            self._old_segments(self._stop.is_set)
+        except (AuditDamaged, StoreUnavailable) as error:
+            self.fail(error.reason)
 
 
 class RefusingAuditLog:

@@ -151,6 +151,8 @@ def _begin(files: AuditFiles, provider: Provider, random_bytes: Callable[[int], 
     return identity
 
 
-def _check_old(files: AuditFiles, segments: int) -> None:
+def _check_old(files: AuditFiles, segments: int, stopped: Callable[[], bool]) -> None:
     for number in range(segments):
+        if stopped():
+            return
         check_segment(files, number)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 PRIVATE_MODE: Final = 0o600
 OTHERS_MODE: Final = 0o077
@@ -50,21 +51,28 @@ def read_private(path: Path, max_bytes: int) -> bytes:
 
     Raises FileNotFoundError when there is none, PrivateFileError for every other reason.
     """
+    with open_private(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise PrivateFileError(f"{path}: is longer than {max_bytes} bytes")
+    return content
+
+
+@contextlib.contextmanager
+def open_private(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read that is as `read_private` wants it, for what is read in parts. Raises as that does."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             _check_private(path, os.fstat(descriptor))
             with os.fdopen(descriptor, "rb", closefd=False) as file:
-                content = file.read(max_bytes + 1)
+                yield file
         finally:
             os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise PrivateFileError(f"{path}: cannot be read: {error.strerror}") from error
-    if len(content) > max_bytes:
-        raise PrivateFileError(f"{path}: is longer than {max_bytes} bytes")
-    return content
 
 
 def replace_private(path: Path, content: bytes) -> None:
@@ -124,6 +132,20 @@ def _unfinished(path: Path, content: bytes) -> Iterator[Path]:
         raise
     except OSError as error:
         raise PrivateFileError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def check_private_folder(folder: Path) -> None:
+    """Check that a folder is ours (or root's) and closed to everyone else. Raises PrivateFileError."""
+    try:
+        status = folder.stat()
+    except OSError as error:
+        raise PrivateFileError(f"{folder}: cannot be looked at: {error.strerror}") from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise PrivateFileError(f"{folder}: is not a folder")
+    if status.st_mode & OTHERS_MODE:
+        raise PrivateFileError(f"{folder}: may be used by others: its mode must be 0700")
+    if status.st_uid not in {0, os.geteuid()}:
+        raise PrivateFileError(f"{folder}: belongs to another user")
 
 
 def _check_private(path: Path, status: os.stat_result) -> None:

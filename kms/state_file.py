@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kms.errors import StoreUnavailable
+from kms.private_file import PrivateFileError, check_private_folder
 from receipts import sqlite_file
 from receipts.errors import ReceiptStoreUnavailable
 
@@ -56,13 +57,20 @@ class StateFile:
 
 
 def open_state(directory: Path | None) -> StateFile:
-    """Open or create the store in `directory` (None: in memory, amnesia). Raises StoreUnavailable."""
+    """Open or create the store in `directory` (None: in memory, amnesia).
+
+    Raises StoreUnavailable, also when others may use the directory.
+    """
     with unavailable():
         if directory is None:
             connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
             _prepare(connection)
             return StateFile(connection, -1)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            check_private_folder(directory)
+        except PrivateFileError as error:
+            raise StoreUnavailable(str(error), reason="key_store_folder") from error
         lock_fd = _lock(directory)
         try:
             path = directory / FILE_NAME

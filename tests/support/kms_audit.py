@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from kms.audit_anchor import RollbackCounter
+    from kms.key_change import AppliedChange, KeyChange
+    from kms.key_record import KeyRecord
     from kms.primitive import Primitive
     from kms.providers.provider import KeyHandle
 
@@ -74,6 +76,14 @@ class State:
 
     def unaudited(self) -> Sequence[Change]:
         return self.pending
+
+    @property
+    def keys(self) -> Sequence[KeyRecord]:
+        return ()
+
+    def apply_now(self, changes: Sequence[KeyChange]) -> Sequence[AppliedChange]:
+        assert not changes
+        return ()
 
 
 @dataclass

@@ -129,7 +129,7 @@ def test_the_audit_key_is_the_providers_and_heads_verify_under_it(
     files = AuditFiles(parts.folder)
     identity = files.read_identity()
     assert identity is not None
-    assert verify_head(identity, files.read_checkpoints()[-1]).size == 6
+    assert verify_head(identity, files.newest_checkpoint() or b"").size == 6
     assert parts.fault() is None
 
 
@@ -195,7 +195,7 @@ def test_a_checkpoint_is_made_every_n_records_every_t_seconds_and_at_the_end(par
     log.close()
     log.close()
     assert parts.value("kms_audit_checkpoint_total", result="ok") == 3
-    assert len(AuditFiles(parts.folder).read_checkpoints()) == 4
+    assert len(list(AuditFiles(parts.folder).read_checkpoints())) == 4
 
 
 def wait_for(holds: Callable[[], object]) -> None:
@@ -250,6 +250,67 @@ def test_a_checkpoint_that_takes_too_long_shows_while_it_does(parts: AuditParts)
     wait_for(lambda: log.not_ready() is None)
     log.close()
     assert parts.fault() is None
+
+
+def test_a_record_that_no_checkpoint_comes_to_cover_shows(parts: AuditParts) -> None:
+    now = [100.0]
+    parts.clock = Clock(SYSTEM_CLOCK.wall_ms, lambda: now[0])
+    parts.settings = AuditSettings(append_s=10, checkpoint_every=1, checkpoint_after_s=5)
+    log = parts.open_whole()
+    wait_for(lambda: log._signed_size == log.size)
+    now[0] += 3600
+    assert log.not_ready() is None, "an idle log owes no checkpoint"
+    stuck, hold = threading.Event(), threading.Event()
+
+    def wait(*_: object) -> None:
+        stuck.set()
+        hold.wait(10)
+
+    log.on_checkpoint = wait
+    log.append_now(event())
+    assert stuck.wait(10)
+    log.append_now(event())
+    now[0] += 9
+    assert log.not_ready() is None
+    now[0] += 2
+    assert log.not_ready() == "audit_checkpoint"
+    hold.set()
+    wait_for(lambda: log.not_ready() is None)
+    log.close()
+
+
+def test_checking_old_segments_holds_up_neither_checkpoints_nor_the_disk(
+    parts: AuditParts, small_segments: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(parts, 30)
+    entered, stop, checked = threading.Event(), threading.Event(), []
+
+    def slow(files: AuditFiles, number: int) -> None:
+        checked.append(number)
+        entered.set()
+        stop.wait(20)
+
+    monkeypatch.setattr("kms.audit_open.check_segment", slow)
+    parts.settings = AuditSettings(append_s=10, checkpoint_every=1)
+    log = parts.open_whole()
+    assert entered.wait(10)
+    wait_for(lambda: log._signed_size == log.size)
+    real, failing = log._storage.append, [True]
+
+    def append(data: bytes, at_bytes: int) -> None:
+        if failing.pop() if failing else False:
+            raise StoreUnavailable("full", reason="audit_disk")
+        real(data, at_bytes)
+
+    log._storage.append = append  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        log.append_now(event())
+    wait_for(lambda: log.writable() is None)
+    assert checked == [0], "the first segment is still being read"
+    threading.Timer(0.05, stop.set).start()
+    log.close()
+    assert checked == [0], "the others are left when the service ends"
+    assert not log._checking.is_alive()
 
 
 # Backpressure (I-2 above CONCURRENCY.md §3)
@@ -321,6 +382,51 @@ def test_a_disk_that_fails_refuses_and_serves_again_by_itself(
     log.append_now(event())
     log.close()
     assert [json.loads(line)["op"] for line in lines(parts)] == ["audit_open", "audit_resumed", "sign"]
+    assert parts.fault() is None
+
+
+@pytest.mark.parametrize("call", ["open", "write"])
+def test_a_disk_that_fails_where_a_segment_ends_serves_again_by_itself(
+    parts: AuditParts, small_segments: None, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    log = parts.open_whole()
+    for _ in range(7):
+        log.append_now(event(epoch="3", digest="33" * 32))
+    real: Any = getattr(os, call)
+    full = [True]
+
+    def failing(first: Any, second: Any, *rest: Any) -> Any:
+        if full[0] and (str(first).endswith("00000001.records") if call == "open" else b"audit_continued" in second):
+            raise OSError(28, "No space left on device")
+        return real(first, second, *rest)
+
+    monkeypatch.setattr(f"os.{call}", lambda first, second, *rest: failing(first, bytes_of(second), *rest))
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable) as caught:
+            log.append_now(event())
+        assert caught.value.reason == "audit_disk"
+    full[0] = False
+    wait_for(lambda: log.writable() is None)
+    log.append_now(event())
+    log.close()
+    ops = [json.loads(line)["op"] for line in lines(parts, "00000001.records")]
+    assert ops == ["audit_continued", "audit_resumed", "sign"]
+    parts.state = State(3, "33" * 32)
+    assert parts.fault() is None
+
+
+def bytes_of(data: Any) -> Any:
+    return bytes(data) if isinstance(data, memoryview) else data
+
+
+@pytest.mark.parametrize("mode", [0o750, 0o701, 0o777])
+def test_a_folder_that_others_may_use_is_refused(parts: AuditParts, mode: int) -> None:
+    filled(parts)
+    parts.folder.chmod(mode)
+    with pytest.raises(StoreUnavailable, match="0700") as caught:
+        parts.open()
+    assert caught.value.reason == "audit_folder"
+    parts.folder.chmod(0o700)
     assert parts.fault() is None
 
 
