@@ -93,6 +93,39 @@ def test_what_the_app_answers_itself_opens_the_breaker(stage: Stage) -> None:
         wait_until(fails_once_more, "the breaker opens")
 
 
+def download(stage: Stage, attacker: Attacker, key: str) -> None:
+    """Ask for much, and read none of it."""
+    session = attacker.session
+    assert isinstance(session, Http2Session)
+    request = attacker.request(attacker.target("/big", "?bytes=8000000"))
+    session._open(*attacker.signed(request, key, challenge=stage.mint(session.binding)).http2())
+    session.wire.send(session._h2.data_to_send())
+
+
+def test_downloads_that_one_subject_does_not_read_keep_no_breaker_from_closing(stage: Stage) -> None:
+    held = 0
+    with attack(stage, "http2") as slow, attack(stage, "http2") as other, attack(stage, "http2") as failing:
+
+        def opens() -> bool:
+            failing.send(failing.signed(failing.request(failing.target("/big", "?status=503"))))
+            return phase(stage) > 0
+
+        def closes() -> bool:
+            nonlocal held
+            if held < 60:
+                download(stage, slow, "alice")
+                held += 1
+            for _ in range(3):
+                challenge = stage.mint(other.session.binding)
+                other.send(other.signed(other.request(other.target("/big")), challenge=challenge))
+            return phase(stage) == 0
+
+        wait_until(opens, "the breaker opens")
+        # Less than the time after which probes that nothing was heard of are given up.
+        wait_until(closes, "the breaker closes", within_s=4.5)
+        assert held > 5
+
+
 def test_a_second_instance_hears_of_it_over_redis(tmp_path_factory: pytest.TempPathFactory) -> None:
     with redis_server() as url, contextlib.ExitStack() as stages:
         toml = {"plan.breaker": BREAKER, "filter": {"breaker_share": "redis"}, "nonce_store": {"url": url}}
