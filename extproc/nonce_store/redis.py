@@ -17,7 +17,7 @@ import logging
 import random
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
@@ -53,7 +53,9 @@ if TYPE_CHECKING:
 LOG: Final = logging.getLogger("signet.nonce_store")
 MAX_BATCH_SPENDS: Final = 128
 MAX_CALLS_PER_BATCH: Final = 16
-"""Envelopes kept or found between two batches of spends."""
+"""Envelopes kept or found in one round trip between two batches of spends."""
+MAX_PENDING_CALLS: Final = 256
+"""Envelopes that may wait to be kept or found, at 128 KiB each: apart from the spends, for they come before a proof."""
 DEFAULT_MAX_PENDING: Final = 4096
 PROBE_INTERVAL_S: Final = 1.0
 """How often an idle connection is tried, so that `problem` tells the truth."""
@@ -70,22 +72,25 @@ _URL_OPTIONS: Final = frozenset({"host", "port", "path", "db", "username", "pass
 
 @dataclass(slots=True)
 class _Pending:
-    """A spend that waits. `deadline_s`: on the event loop's clock."""
+    """A spend that waits."""
 
     nonce: bytes
     argument: bytes
-    deadline_s: float
     future: asyncio.Future[SpendResult]
 
 
 @dataclass(slots=True)
 class _Call:
-    """A script that waits to be run by itself. `deadline_s`: on the event loop's clock."""
+    """A script that waits to be run by itself."""
 
     script: Script
     arguments: Sequence[bytes | int]
-    deadline_s: float
     future: asyncio.Future[bytes | None]
+
+
+_Reply: TypeAlias = bytes | ResponseError | None
+_Answer = TypeVar("_Answer")
+_Waiting = TypeVar("_Waiting", _Pending, _Call)
 
 
 class RedisNonceStore:
@@ -101,7 +106,9 @@ class RedisNonceStore:
         max_pending: int = DEFAULT_MAX_PENDING,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`timeout_s`: for one spend, waiting included. `max_pending`: spends that may wait."""
+        """`timeout_s`: for one spend, waiting included; and how long the server may be silent before its connection is
+        dropped. `max_pending`: spends that may wait.
+        """
         self._url = url
         self._clock_ms = clock_ms
         self._timeout_s = timeout_s
@@ -126,13 +133,11 @@ class RedisNonceStore:
         """Spend `nonce`; see `NonceStore`."""
         if len(token) != TOKEN_BYTES:
             raise ValueError("a token is 32 bytes")
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[SpendResult] = loop.create_future()
+        self._check_open(len(self._pending), self._max_pending, "spends")
+        future: asyncio.Future[SpendResult] = asyncio.get_running_loop().create_future()
         argument = token + b" %d %d" % (issued_ms, now_ms)
-        self._pending.append(_Pending(nonce, argument, loop.time() + self._timeout_s, future))
-        self._wake.set()
-        return await future
+        self._pending.append(_Pending(nonce, argument, future))
+        return await self._answer(future)
 
     async def keep_envelope(self, keep: Keep) -> KeepResult:
         """Keep an envelope; see `NonceStore`."""
@@ -146,18 +151,25 @@ class RedisNonceStore:
         return await self._call(FIND_SCRIPT, find_arguments(SPENT_KEY, Find(nonce, now_ms)))
 
     async def _call(self, script: Script, arguments: Sequence[bytes | int]) -> bytes | None:
-        self._check_open()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes | None] = loop.create_future()
-        self._calls.append(_Call(script, arguments, loop.time() + self._timeout_s, future))
-        self._wake.set()
-        return await future
+        self._check_open(len(self._calls), MAX_PENDING_CALLS, "envelopes")
+        future: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        self._calls.append(_Call(script, arguments, future))
+        return await self._answer(future)
 
-    def _check_open(self) -> None:
+    async def _answer(self, future: asyncio.Future[_Answer]) -> _Answer:
+        """Wait for an answer, in our queue and on the way: who waits in vain says nothing about the connection."""
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await future
+        except TimeoutError as error:
+            raise StoreUnavailable("the nonce store gave no answer in time") from error
+
+    def _check_open(self, waiting: int, most: int, what: str) -> None:
         if self._owner is None or self._connection is None:
             raise StoreUnavailable(self._problem or "the nonce store is not connected")
-        if len(self._pending) + len(self._calls) >= self._max_pending:
-            raise StoreUnavailable(f"the nonce store has {self._max_pending} spends waiting")
+        if waiting >= most:
+            raise StoreUnavailable(f"the nonce store has {most} {what} waiting")
 
     async def problem(self) -> str | None:
         """Say why spends would fail now, also while every challenge is older than the contents."""
@@ -213,11 +225,7 @@ class RedisNonceStore:
                 # Not wait_for: until Python 3.12 it can swallow a cancellation that comes with the event.
                 async with asyncio.timeout(PROBE_INTERVAL_S):
                     await self._wake.wait()
-        batch: list[_Pending] = []
-        while self._pending and len(batch) < MAX_BATCH_SPENDS:
-            each = self._pending.popleft()
-            if not each.future.done():
-                batch.append(each)
+        batch = _next_of(self._pending, MAX_BATCH_SPENDS)
         try:
             if batch or not self._calls:
                 await self._round_trip(batch)
@@ -225,34 +233,58 @@ class RedisNonceStore:
             # Unanswered: `_give_up` tells them with the others.
             self._pending.extendleft(reversed(batch))
             raise
-        for _ in range(min(len(self._calls), MAX_CALLS_PER_BATCH)):
-            await self._one_call()
+        await self._run_calls()
 
-    async def _one_call(self) -> None:
-        """Run the script that waits longest; without an answer it stays, and `_give_up` tells it with the others."""
-        call = self._calls[0]
-        if not call.future.done():
+    async def _run_calls(self) -> None:
+        """Run the scripts that wait longest, in one round trip."""
+        calls = _next_of(self._calls, MAX_CALLS_PER_BATCH)
+        if not calls:
+            return
+        try:
+            answers = await self._evaluate_all(calls)
+        except BaseException:
+            self._calls.extendleft(reversed(calls))
+            raise
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, ResponseError):
+                _fail(call, StoreUnavailable("nonce store: " + _explain(answer)))
+            elif not call.future.done():
+                call.future.set_result(answer)
+
+    async def _evaluate_all(self, calls: Sequence[_Call]) -> list[_Reply]:
+        """Run scripts in one round trip, and those that the server forgot in one more."""
+        answers = await self._ask_all([("EVALSHA", call.script.sha1, *call.arguments) for call in calls])
+        forgotten = [place for place, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+        if forgotten:
+            again = [("EVAL", calls[place].script.text, *calls[place].arguments) for place in forgotten]
+            for place, answer in zip(forgotten, await self._ask_all(again), strict=True):
+                answers[place] = answer
+        return answers
+
+    async def _ask_all(self, commands: Sequence[tuple[bytes | str | int, ...]]) -> list[_Reply]:
+        """Send every command, then read every answer; an error of a script is one, and the connection stays usable."""
+        async with asyncio.timeout(self._timeout_s):
+            await self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        answers: list[_Reply] = []
+        for _ in commands:
             try:
-                async with asyncio.timeout_at(call.deadline_s):
-                    answer = await self._evaluate(call.script, *call.arguments)
+                # Each its own time: many bytes on a slow line are no silence.
+                async with asyncio.timeout(self._timeout_s):
+                    answers.append(await self._connection.read_response())
             except ReadOnlyError:
                 raise
             except ResponseError as error:
-                _fail(call, StoreUnavailable("nonce store: " + _explain(error)))
-            else:
-                if not call.future.done():
-                    call.future.set_result(answer)
-        self._calls.popleft()
+                answers.append(error)
+        return answers
 
     async def _round_trip(self, batch: Sequence[_Pending]) -> None:
         """Spend `batch` and tell the waiting. An answer that is an error of the script leaves the connection usable."""
-        loop = asyncio.get_running_loop()
-        deadline_s = batch[0].deadline_s if batch else loop.time() + self._timeout_s
         arguments: list[bytes | int] = [2, SPENT_KEY, ORDER_KEY]
         arguments += (self._clock_ms(), self._keep_ms, RETRY_WINDOW_MS, SKEW_MS)
         arguments += (part for each in batch for part in (each.nonce, each.argument))
         try:
-            async with asyncio.timeout_at(deadline_s):
+            # Its own time and not what is left of a spend's: only the server's silence may cost the connection.
+            async with asyncio.timeout(self._timeout_s):
                 reply = await self._evaluate(_SPEND, *arguments)
         except ReadOnlyError:
             # A master that became a replica: connecting again may find the new master.
@@ -297,6 +329,16 @@ class RedisNonceStore:
             _fail(self._pending.popleft(), StoreUnavailable(problem))
         while self._calls:
             _fail(self._calls.popleft(), StoreUnavailable(problem))
+
+
+def _next_of(waiting: deque[_Waiting], most: int) -> list[_Waiting]:
+    """Take those that wait longest, but none that was given up: it was late in our queue, and not at the server."""
+    taken: list[_Waiting] = []
+    while waiting and len(taken) < most:
+        each = waiting.popleft()
+        if not each.future.done():
+            taken.append(each)
+    return taken
 
 
 def _fail(pending: _Pending | _Call, error: Exception) -> None:

@@ -19,6 +19,7 @@ import redis.asyncio
 
 from extproc.nonce_store import KEEP_BEYOND_MAX_AGE_MS, SKEW_MS, SpendResult
 from extproc.nonce_store import redis as redis_module
+from extproc.nonce_store.envelopes import Keep, KeepResult
 from extproc.nonce_store.redis import MAX_BATCH_SPENDS, ORDER_KEY, SPENT_KEY, RedisNonceStore
 from extproc.nonce_store.redis_script import SPEND_SHA1
 from pch.errors import StaleChallenge, StoreUnavailable
@@ -339,7 +340,9 @@ async def test_a_hanging_server_is_unavailable_in_time_and_its_late_spends_are_r
         )
         assert time.monotonic() - started < 5
         assert all(isinstance(result, StoreUnavailable) for result in results)
-        assert await store.problem()
+        async with asyncio.timeout(5):
+            while not await store.problem():
+                await asyncio.sleep(0.01)
         # While it is known to be down, nobody waits.
         started = time.monotonic()
         with pytest.raises(StoreUnavailable):
@@ -513,3 +516,111 @@ async def test_a_token_of_another_length_is_a_mistake(redis_server: Server) -> N
     async with running(redis_server.url) as store:
         with pytest.raises(ValueError, match="32 bytes"):
             await store.spend(nonce(), b"short", ISSUED_MS, NOW_MS)
+
+
+@contextlib.asynccontextmanager
+async def far(server: Server, delay_s: float) -> AsyncIterator[str]:
+    """Give the URL of `server` at the end of a long line: each way takes `delay_s`, and nothing is lost."""
+
+    ends: list[asyncio.StreamWriter] = []
+    links: list[asyncio.Task[Any] | None] = []
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(65_536):
+            loop.call_later(delay_s, writer.write, data)
+
+    async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(server.socket)
+        ends.extend((writer, back))
+        links.append(asyncio.current_task())
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    path = server.folder / "far.sock"
+    line = await asyncio.start_unix_server(link, path)
+    try:
+        yield f"unix://{path}"
+    finally:
+        line.close()
+        for end in ends:
+            end.close()
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
+        await asyncio.gather(*filter(None, links), return_exceptions=True)
+        path.unlink()
+
+
+async def test_a_flood_of_searches_for_envelopes_costs_no_spend_and_no_connection(redis_server: Server) -> None:
+    """Whoever sends no proof may have many envelopes looked for: late in our queue is not late at the server."""
+    async with far(redis_server, 0.005) as url, running(url, timeout_s=0.25) as store:
+        await store.spend(nonce(), token(), ISSUED_MS, NOW_MS)
+        with redis_server.client() as client:
+            before = client.info("stats")["total_connections_received"]
+            searches: list[asyncio.Task[bytes | None]] = []
+            results = []
+            for number in range(1, 40):
+                searches += [asyncio.create_task(store.find_envelope(nonce(9_999), NOW_MS)) for _ in range(30)]
+                results.append(await store.spend(nonce(number), token(), ISSUED_MS, NOW_MS))
+            found = await asyncio.gather(*searches, return_exceptions=True)
+            assert set(results) == {SpendResult.FRESH}
+            assert client.info("stats")["total_connections_received"] == before
+        assert {type(each) for each in found} <= {type(None), StoreUnavailable}
+        assert None in found
+
+
+async def test_one_that_waits_in_vain_is_refused_in_time_while_the_others_are_answered(redis_server: Server) -> None:
+    async with far(redis_server, 0.005) as url, running(url, timeout_s=1.0) as store:
+        searches = [asyncio.create_task(store.find_envelope(nonce(1), NOW_MS)) for _ in range(200)]
+        await asyncio.sleep(0)
+        late = store._calls[-1]
+        late.future.cancel()
+        results = await asyncio.gather(*searches, return_exceptions=True)
+        assert [type(each) for each in results].count(asyncio.CancelledError) == 1
+        assert results.count(None) == 199
+        assert await store.spend(nonce(), token(), ISSUED_MS, NOW_MS) is SpendResult.FRESH
+
+
+async def test_waiting_envelopes_have_a_bound_of_their_own_and_leave_room_for_spends(
+    own_redis_server: StartServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "MAX_PENDING_CALLS", 5)
+    server = own_redis_server()
+    async with running(server.url, max_pending=1) as store:
+        server.hang()
+        searches = [asyncio.ensure_future(store.find_envelope(nonce(n), NOW_MS)) for n in range(8)]
+        refused, _ = await asyncio.wait(searches, return_when=asyncio.FIRST_COMPLETED)
+        assert len(refused) == 3
+        assert all("5 envelopes waiting" in str(task.exception()) for task in refused)
+        spending = asyncio.ensure_future(store.spend(nonce(), token(), ISSUED_MS, NOW_MS))
+        await asyncio.sleep(0)
+        server.resume()
+        assert await spending is SpendResult.FRESH
+        assert [await task for task in searches if task not in refused] == [None] * 5
+
+
+async def test_scripts_of_envelopes_that_the_server_forgot_are_sent_again_in_their_order(redis_server: Server) -> None:
+    async with running(redis_server.url) as store:
+        for _ in range(2):
+            with redis_server.client() as client:
+                client.script_flush()
+            keeps = [Keep(nonce(n), bytes([n]) * 32, b"envelope %d" % n, NOW_MS + 60_000, NOW_MS) for n in range(3)]
+            searches = [store.find_envelope(nonce(n), NOW_MS) for n in range(3)]
+            results = await asyncio.gather(*map(store.keep_envelope, keeps), *searches)
+            assert results == [KeepResult.KEPT] * 3 + [b"envelope %d" % n for n in range(3)]
+
+
+async def test_an_envelope_that_finds_no_room_at_the_server_fails_alone(redis_server: Server) -> None:
+    async with running(redis_server.url) as store:
+        first, kept = (Keep(nonce(n), bytes(32), b"envelope", NOW_MS + 60_000, NOW_MS) for n in (0, 1))
+        # With one there, nothing is cleaned away first: a script that has written is let go on.
+        await store.keep_envelope(first)
+        with redis_server.client() as client:
+            client.config_set("maxmemory", "1")
+            results = await asyncio.gather(
+                store.keep_envelope(kept), store.find_envelope(nonce(2), NOW_MS), return_exceptions=True
+            )
+            client.config_set("maxmemory", "0")
+        assert isinstance(results[0], StoreUnavailable)
+        assert "OutOfMemoryError" in str(results[0])
+        assert results[1] is None, "the one behind it is answered"
+        assert await store.keep_envelope(kept) is KeepResult.KEPT
