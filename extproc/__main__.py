@@ -47,8 +47,11 @@ def _rotate(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     from extproc.config import load_config
+    from extproc.rules import rules_of
 
     config = load_config(args.config, os.environ)
+    # Also what it names: a policy that no worker could use is no valid configuration.
+    rules_of(config)
     sys.stdout.write(f"valid: {len(config.routes)} routes, digest {config.digest}\n")
     return EXIT_OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -17,6 +18,7 @@ from prometheus_client import multiprocess
 from extproc.config import ConfigError, load_config, read_config_file
 from extproc.errors import ServerFault
 from extproc.reload import needs_restart
+from extproc.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,11 +50,16 @@ class Supervisor:
     """Owner of the worker processes. Single-threaded; signals only set flags."""
 
     def __init__(self, config_path: Path, environ: Mapping[str, str], log_options: Sequence[str] = ()) -> None:
-        """Load the configuration. `log_options`: what the workers are told of logs. Raises `ConfigError`."""
+        """Load the configuration and what it names, as workers do. `log_options`: what they are told of logs.
+
+        Raises `ConfigError`.
+        """
         self._config_path, self._environ, self._log_options = config_path, environ, log_options
         self._content = read_config_file(config_path)
         config = self._config = load_config(config_path, environ, content=self._content)
+        rules_of(config)
         self._accepted_path = config.filter.socket_dir / ACCEPTED_FILE
+        self._kept: tuple[int, int, int] | None = None
         self._stopping = False
         self._reload = False
         # The workers hold the read end: it ends when this process does, however it ends, and they drain.
@@ -88,10 +95,11 @@ class Supervisor:
             leftover.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        """Take the file's content for workers to start from, if it could be loaded; each running one says if not."""
+        """Take the file's content for workers to start from, if they could; each running one says if not."""
         try:
             content = read_config_file(self._config_path)
             config = load_config(self._config_path, self._environ, content=content)
+            rules_of(config)
         except ConfigError:
             return
         if not needs_restart(self._config, config):
@@ -103,7 +111,15 @@ class Supervisor:
         temporary.unlink(missing_ok=True)
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE), "wb") as file:
             file.write(self._content)
+            file.flush()
+            self._kept = _identity(os.fstat(file.fileno()))
         temporary.replace(self._accepted_path)
+
+    def _drop_accepted(self) -> None:
+        """Remove the configuration that this supervisor kept, and never that of one that took over meanwhile."""
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(self._accepted_path.stat()) == self._kept:
+                self._accepted_path.unlink()
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -158,5 +174,10 @@ class Supervisor:
                 slot.process.kill()
                 slot.process.wait()
         os.close(self._lifeline_write)
-        self._accepted_path.unlink(missing_ok=True)
+        self._drop_accepted()
         return 0
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int]:
+    """Tell one file from another under the same name; the number of one that is gone may come again, its time not."""
+    return status.st_dev, status.st_ino, status.st_mtime_ns

@@ -61,6 +61,17 @@ def test_bad_configuration_is_named_and_starts_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["filter.toml"]
 
 
+@pytest.mark.parametrize("command", ["check", "serve", "worker"])
+def test_a_policy_that_cannot_be_used_is_found_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    extra = ["--index", "0"] if command == "worker" else []
+    text = GOOD + '[policy]\nmodule = "gone.wasm"\n'
+    assert main([command, "--config", config(tmp_path, text), *extra]) == EXIT_UNUSABLE
+    assert "policy: gone.wasm: cannot be read" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["filter.toml"]
+
+
 def test_environment_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

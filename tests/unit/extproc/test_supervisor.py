@@ -10,8 +10,9 @@ from datetime import datetime
 
 import pytest
 
+from extproc.config_fields import ConfigError
 from extproc.errors import ServerFault
-from extproc.supervisor import MIN_BACKOFF_S, Supervisor
+from extproc.supervisor import ACCEPTED_FILE, MIN_BACKOFF_S, Supervisor
 from tests.support.check_calls import FilterCalls, reason_of
 from tests.support.filter_process import FilterFolder, filter_folder, running, until
 
@@ -74,6 +75,7 @@ def test_worker_that_cannot_start_is_tried_again_more_and_more_rarely(served: Fi
     assert served.processes[0].poll() is None
 
 
+BROKEN_POLICY = '\n[policy]\nmodule = "gone.wasm"\n'
 LATE_ROUTE = '\n[[route]]\nname = "late"\npath = "/late"\nguard = "open"\n'
 
 
@@ -164,3 +166,42 @@ def test_leftover_metrics_of_an_earlier_run_are_dropped() -> None:
         folder.start("serve")
         folder.pid()
         assert not stale.exists()
+
+
+def test_what_no_worker_could_start_from_is_not_accepted(served: FilterFolder) -> None:
+    served.config.write_text(served.config_text + BROKEN_POLICY)
+    served.processes[0].send_signal(signal.SIGHUP)
+    served.wait_logged("configuration not reloaded", times=2)
+    assert (served.folder / "run" / ACCEPTED_FILE).read_text() == served.config_text
+    victim = served.pid(0)
+    os.kill(victim, signal.SIGKILL)
+    new_pid(served, victim)
+    with FilterCalls(served.socket(0)) as calls:
+        assert reason_of(served.pass_once(calls)) == "allowed"
+
+
+@pytest.mark.parametrize("module", [None, b"", b"\x00asm\x01\x00\x00\x00"], ids=["absent", "empty", "no policy"])
+def test_a_policy_that_no_worker_could_use_starts_nothing(module: bytes | None) -> None:
+    with filter_folder(workers=1) as folder:
+        if module is not None:
+            (folder.folder / "gone.wasm").write_bytes(module)
+        folder.config.write_text(folder.config_text + BROKEN_POLICY)
+        with pytest.raises(ConfigError, match="policy"):
+            Supervisor(folder.config, {})
+        assert list((folder.folder / "run").iterdir()) == []
+
+
+def test_a_supervisor_that_ends_leaves_what_its_successor_accepted() -> None:
+    with filter_folder(workers=1) as folder:
+        accepted = folder.folder / "run" / ACCEPTED_FILE
+        old, new = (Supervisor(folder.config, {}) for _ in range(2))
+        old._prepare()
+        new._prepare()
+        assert old._stop_all([]) == 0
+        assert accepted.read_text() == folder.config_text
+        assert new._stop_all([]) == 0
+        assert not accepted.exists()
+        last = Supervisor(folder.config, {})
+        last._prepare()
+        accepted.unlink()
+        assert last._stop_all([]) == 0, "nothing to remove is no failure"
