@@ -26,6 +26,13 @@ def needs_restart(old: FilterConfig, new: FilterConfig) -> list[str]:
             old.receipts.max_refusal_receipts_per_s,
             new.receipts.max_refusal_receipts_per_s,
         ),
+        "log.dir": (old.log.dir, new.log.dir),
+        "log.origin": (old.log.origin, new.log.origin),
+        "plan.max_challenges_per_answer": (
+            old.plan.max_challenges_per_answer,
+            new.plan.max_challenges_per_answer,
+        ),
+        "plan.concurrency_window_s": (old.plan.concurrency_window_s, new.plan.concurrency_window_s),
         "keyring": (old.keyring, new.keyring),
         "sealing.path": (old.sealing.path, new.sealing.path),
         "kms": (old.kms, new.kms),
