@@ -53,7 +53,8 @@ class BodyStream:
         self._digest = ContentDigestCheck(order.digests)
         self._envelope = bytearray()
         self._envelope_left = order.envelope_bytes
-        self._held: list[bytes] = []
+        # One buffer: as objects, chunks of two bytes would take many times what they hold.
+        self._held = bytearray()
         self._content_bytes = 0
         self._over = False
 
@@ -65,7 +66,7 @@ class BodyStream:
     @property
     def held_bytes(self) -> int:
         """How much is held back: bounded by one chunk, or by the order's limit when everything is."""
-        return len(self._envelope) + sum(map(len, self._held))
+        return len(self._envelope) + len(self._held)
 
     def receive(self, data: bytes) -> list[BodyEvent]:
         """Take the next bytes, split wherever they were. Raises `BodyTooLarge`, `BadContentDigest`."""
@@ -80,10 +81,10 @@ class BodyStream:
                 self._envelope.clear()
         if data:
             self._take_content(data)
-            if self._order.release == "streamed":
-                events += [Released(each) for each in self._held]
+            if self._order.release == "streamed" and self._held:
+                events.append(Released(bytes(self._held)))
                 self._held.clear()
-            self._held.append(data)
+            self._held += data
         return events
 
     def finish(self) -> Finished:
@@ -95,7 +96,7 @@ class BodyStream:
         if self._order.content_bytes is not None and self._content_bytes != self._order.content_bytes:
             raise BadContentDigest("the content is not as long as it was said to be")
         sha256 = self._digest.verify()
-        data = b"".join(self._held)
+        data = bytes(self._held)
         self._held.clear()
         return Finished(data, sha256, self._content_bytes)
 

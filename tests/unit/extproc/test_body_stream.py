@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import tracemalloc
 from dataclasses import dataclass, field
 
 import pytest
@@ -191,3 +192,21 @@ def test_empty_chunks_release_nothing() -> None:
     assert stream.receive(b"") == []
     assert stream.content_bytes == 2
     assert stream.finish().data == b"ab"
+
+
+def test_a_held_body_in_tiny_chunks_takes_no_more_than_twice_its_bytes() -> None:
+    body = bytes(range(256)) * 128
+    stream = BodyStream(order(body, release="whole", max_body_bytes=len(body)))
+    pieces = [body[start : start + 2] for start in range(0, len(body), 2)]
+    tracemalloc.start()
+    try:
+        for each in pieces:
+            # A copy of its own, as from a message that is gone afterwards.
+            assert stream.receive(bytes(bytearray(each))) == []
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert stream.held_bytes == len(body)
+    assert taken < 2 * len(body)
+    assert stream.finish().data == body
+    assert stream.held_bytes == 0
