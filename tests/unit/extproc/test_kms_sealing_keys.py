@@ -259,6 +259,13 @@ def test_forged_epochs_cost_the_service_nothing(tmp_path: Path, monkeypatch: pyt
     assert 1 <= len(looks) <= 6, "a look each quarter of a second, and one more that was forced"
 
 
+def test_a_look_that_comes_early_counts_for_the_time_that_went_by(tmp_path: Path) -> None:
+    keys = KmsSealingKeys(tmp_path / "none", Counting(), KEY, now_ms, MAX_AGE_S, lambda: 7.0)  # type: ignore[arg-type]
+    keys.reload()
+    keys._pause(60.0)
+    assert keys._unasked_s == 0.0
+
+
 @pytest.mark.parametrize("error", [Conflict, NotFound, BadRequest])
 def test_a_retired_epoch_that_opens_nothing_keeps_no_other_from_being_used(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, error: type[KmsError]
