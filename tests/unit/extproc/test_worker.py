@@ -95,6 +95,7 @@ REFUSED_RELOADS = {
     "not TOML": "[[route",
     "unknown key": '\n[[route]]\nname = "x"\npath = "/x"\nsurprise = 1\n',
     "gone": "",
+    "a floor without room for its slots": "\n[plan.breaker]\nfloor_window_ms = 9\n",
 }
 NEEDS_RESTART = {
     "filter.workers": ("workers = 1", "workers = 2"),
