@@ -27,7 +27,7 @@ SIGNERS = sorted(SIGNING)
 # Every attribute of the protocol and nothing else: a provider has no method by which a private key could leave (I-1).
 VERBS = {
     *("generate", "sign", "agree", "decapsulate", "derive", "wrap", "unwrap", "destroy", "attest", "check", "close"),
-    *("name", "attestation_class", "primitives", "wraps_itself", "in_process"),
+    *("name", "attestation_class", "primitives", "wraps_itself", "in_process", "max_keys"),
 }
 
 
@@ -231,6 +231,12 @@ def test_many_threads_use_one_provider(provider: Provider) -> None:
         thread.join(timeout=60)
         assert not thread.is_alive()
     assert failures == []
+
+
+def test_it_says_how_many_key_parts_it_may_hold(provider: Provider) -> None:
+    """docs/reference/kms-core.md: a tenant may have half of them."""
+    bounds = {"inmem": 32_768, "file": 16_384, "tpm": 4_096, "pkcs11": None, "cloud": None}
+    assert provider.max_keys == bounds[provider.name]
 
 
 def test_no_member_gives_a_private_key_out(provider: Provider) -> None:

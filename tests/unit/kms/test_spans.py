@@ -116,7 +116,7 @@ async def test_spans_under_way_are_bounded():
 def test_a_wrapped_provider_is_what_it_was():
     inner = InMemoryProvider()
     outer = traced_provider(inner, Tracing(InMemorySpanExporter(), KmsConfig, batched=False))
-    for name in ("name", "attestation_class", "primitives", "wraps_itself", "in_process", "check"):
+    for name in ("name", "attestation_class", "primitives", "wraps_itself", "in_process", "max_keys", "check"):
         assert getattr(outer, name) == getattr(inner, name)
 
 
