@@ -39,6 +39,7 @@ from extproc.nonce_store.choice import open_nonce_store
 from extproc.outcome_recorder import OutcomeRecorder
 from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
+from extproc.policy_upkeep import PolicyUpkeep
 from extproc.readiness import store_problem
 from extproc.reload import needs_restart
 from extproc.rules import Rules, rules_of
@@ -79,11 +80,6 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def monotonic_ms() -> int:
-    """Read the clock that nobody sets: milliseconds of this boot, the same in every process (CLOCK_MONOTONIC)."""
-    return time.monotonic_ns() // 1_000_000
-
-
 async def end_tasks(tasks: Collection[asyncio.Task[None]]) -> None:
     """Cancel tasks that run for ever and see them end, within `MAX_CANCELS` times `CANCEL_WAIT_S`.
 
@@ -114,6 +110,7 @@ class Worker:
         self._config_path, self._index, self._environ = config_path, index, environ
         config = load_config(config_path, environ, content=None if accepted is None else read_config_file(accepted))
         self._rules: Rules = rules_of(config)
+        self._upkeep = PolicyUpkeep(lambda: self._rules.policy)
         self._telemetry = Telemetry(REGISTRY)
         self._keyring = KeyringFile(config.keyring.path, algorithms_by(config.keyring.ml_dsa_provider))
         self._sealing_keys = open_sealing_keys(config, now_ms)
@@ -131,15 +128,13 @@ class Worker:
             random_bytes=secrets.token_bytes,
         )
         stress_telemetry = StressTelemetry(REGISTRY)
-        self._stress = StressDesk(
-            config, stress_telemetry, index=index, now_ms=monotonic_ms, random_below=secrets.randbelow
-        )
+        self._stress = StressDesk(config, stress_telemetry, index=index, now_ms=now_ms, random_below=secrets.randbelow)
         self._share = BreakerShare(
             config.nonce_store.url,
             lambda: self._stress.peers,
             stress_telemetry,
             interval_ms=config.filter.breaker_share_interval_ms,
-            now_ms=monotonic_ms,
+            now_ms=now_ms,
             random_below=secrets.randbelow,
         )
         parts = Parts(
@@ -218,6 +213,7 @@ class Worker:
         await self._outcomes.drain(OUTCOME_DRAIN_S)
         await self._write_summaries(final=True)
         await self._nonce_store.close()
+        await self._upkeep.close()
         await asyncio.to_thread(self._evidence_log.close)
         await self._writer.aclose(self.config.filter.drain_timeout_s)
         self._store.close()
@@ -237,9 +233,9 @@ class Worker:
             self._telemetry.reloads.labels("refused").inc()
             LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
             return
-        # First: when the desk cannot be built, rules and breakers both stay what they were.
-        self._stress.load(config)
+        self._upkeep.retire(self._rules.policy)
         self._rules = rules
+        self._stress.load(config)
         self._telemetry.reloads.labels("loaded").inc()
         LOG.info("configuration reloaded, digest %s", config.digest)
 
@@ -257,6 +253,7 @@ class Worker:
                 await self._write_summaries(final=False)
                 await self._outcomes.tell_dropped()
                 await self._renew_status()
+                await self._upkeep.tick()
             except Exception:
                 LOG.exception("the periodic work failed; it is tried again")
             await asyncio.sleep(TICK_S)

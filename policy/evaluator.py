@@ -6,7 +6,7 @@ the caller then refuses the request. There is no third way out.
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Protocol
+from typing import Annotated, Final, Protocol, runtime_checkable
 
 import msgspec
 
@@ -86,4 +86,17 @@ class PolicyEvaluator(Protocol):
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:
         """Decide one request. Raises `PolicyError` if there is no usable answer."""
+        ...
+
+
+@runtime_checkable
+class RemotePolicy(Protocol):
+    """An engine whose policy is elsewhere and may change by itself. Safe for concurrent use by one event loop."""
+
+    async def refresh(self) -> None:
+        """Read again what `bundle` is of. Raises `PolicyError`."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connections; a question that comes later all the same connects again."""
         ...

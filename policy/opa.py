@@ -19,6 +19,8 @@ LOG: Final = logging.getLogger("signet.policy")
 MAX_IN_FLIGHT: Final = 256
 """Questions under way to the server; one more is refused instead of queued."""
 MAX_POLICIES: Final = 100
+MAX_BUNDLE_AGE_S: Final = 5.0
+"""How old the `bundle` that an answer goes with may be; who calls `refresh` more often keeps that off the questions."""
 _PACKAGE, _, _RULE = ENTRYPOINT.rpartition("/")
 _FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError)
 
@@ -27,15 +29,18 @@ class OpaPolicy:
     """One OPA server. Owned by one event loop; the first question connects, `close` lets go.
 
     `timeout_s`: of one question, connecting included. The server's policies and data are read with the first question
-    and whenever `refresh` is called; `bundle` is what was read last.
+    and whenever `refresh` is called; `bundle` is what was read last. An answer does not name the policy that it is by
+    (a revision has only what the server itself loaded as a bundle): after a change on the server answers go with the
+    former digest until the next `refresh`, `MAX_BUNDLE_AGE_S` at the most.
     """
 
     def __init__(self, host: str, port: int, *, timeout_s: float) -> None:
         self._host, self._port, self._timeout_s = host, port, timeout_s
         self._client: Any = None
-        self._connecting = asyncio.Lock()
+        self._connecting, self._refreshing = asyncio.Lock(), asyncio.Lock()
         self._in_flight = 0
         self._bundle = b""
+        self._read_s = 0.0
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -55,6 +60,7 @@ class OpaPolicy:
 
     async def refresh(self) -> None:
         """Read the policies and the data that the server has now. Raises PolicyError."""
+        asked_s = asyncio.get_running_loop().time()
         client = await self._connected()
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -68,6 +74,7 @@ class OpaPolicy:
             raise PolicyError("the OPA server did not tell its policy") from error
         data = msgspec.json.encode({"signet": {"routes": routes}}, order="deterministic")
         self._bundle = bundle_bytes(PolicyBundle(engine="opa", modules=modules, data=msgspec.Raw(data)))
+        self._read_s = asked_s
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:
         """Ask the server. Raises PolicyError when it is late, away, overloaded, or answers no verdict."""
@@ -75,8 +82,10 @@ class OpaPolicy:
             raise PolicyError("too many questions to the OPA server are under way")
         self._in_flight += 1
         try:
-            if not self._bundle:
-                await self.refresh()
+            if self._is_aged():
+                async with self._refreshing:
+                    if self._is_aged():
+                        await self.refresh()
             client = await self._connected()
             async with asyncio.timeout(self._timeout_s):
                 answer = await client.query_rule(
@@ -90,6 +99,9 @@ class OpaPolicy:
         if not isinstance(answer, dict) or "result" not in answer:
             raise PolicyError("the policy's answer is undefined")
         return verdict_from(answer["result"])
+
+    def _is_aged(self) -> bool:
+        return not self._bundle or asyncio.get_running_loop().time() - self._read_s > MAX_BUNDLE_AGE_S
 
     async def _connected(self) -> Any:
         async with self._connecting:

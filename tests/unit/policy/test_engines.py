@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from policy import opa
 from policy.evaluator import PolicyError, PolicyEvaluator, PolicyInput, PolicyVerdict
 from policy.opa import OpaPolicy, read_bundle
 from policy.route_data import RoutePolicyData, policy_data
@@ -314,6 +315,24 @@ async def test_a_change_of_the_servers_policy_is_seen_by_a_refresh(tmp_path: Pat
             await engine._client.update_or_create_data({"plain": {}}, "signet/routes")
             await engine.refresh()
             assert engine.digest != before
+
+
+async def test_an_answer_goes_with_no_older_policy_than_its_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = tmp_path / "one.rego"
+    module.write_text((ROOT / "policy/shield.rego").read_text())
+    with opa_server(module) as (port, _):
+        async with opa_policy(port) as engine, opa_policy(port) as other:
+            await engine.evaluate(ASKED)
+            before = engine.digest
+            await engine._client.update_or_create_data(json.loads(policy_data(ROUTES))["signet"], "signet")
+            assert (await engine.evaluate(ASKED)).allow
+            assert engine.digest == before, "within the bound it is not asked again"
+            monkeypatch.setattr(opa, "MAX_BUNDLE_AGE_S", -1.0)
+            assert (await engine.evaluate(ASKED)).allow
+            await other.refresh()
+            assert engine.digest == other.digest != before
 
 
 def test_both_are_evaluators(opa_port: int) -> None:
