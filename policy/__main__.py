@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from policy.evaluator import PolicyError, PolicyVerdict
+from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
 from policy.verdict import verdict_from
 from policy.wasm import WasmPolicy
 
@@ -19,7 +19,10 @@ MAX_FILE_BYTES: Final = 16 * 1024 * 1024
 EXIT_SAME: Final = 0
 EXIT_DIFFERENT: Final = 1
 EXIT_UNUSABLE: Final = 2
+EXIT_NO_VERDICT: Final = 3
 ALLOWING: Final = frozenset({"allowed", "body_pending"})
+NO_VERDICT: Final = "policy_unavailable"
+"""The reason of a decision whose policy gave no usable answer."""
 
 
 class UnusableInput(Exception):
@@ -39,6 +42,8 @@ def explain(receipt: dict[str, Any], bundle_bytes: bytes) -> dict[str, Any]:
     """Ask the bundle's policy the receipt's question again and compare. Raises UnusableInput.
 
     The stored input holds, beside the question, what the plan did afterwards (`stress`); policy sees null there.
+    `agrees` is None when there was no verdict then. `decided_by`: `policy`, `fallback` when policy allowed the request
+    but not that the classical half of a hybrid stands for it, `no verdict`, or `a later step`.
     """
     policy = receipt.get("policy")
     if receipt.get("kind") != "decision" or not isinstance(policy, dict):
@@ -46,18 +51,40 @@ def explain(receipt: dict[str, Any], bundle_bytes: bytes) -> dict[str, Any]:
     digest = hashlib.sha256(bundle_bytes).hexdigest()
     if policy.get("digest") != digest:
         raise UnusableInput(f"the receipt was decided under another policy: {policy.get('digest')}, not {digest}")
-    verdict = _replay(bundle_bytes, {**policy["input"], "stress": None})
+    question = _question(policy)
+    verdict = _replay(bundle_bytes, {**question, "stress": None})
     reason = receipt.get("reason")
-    told_allowed = reason != "policy_denied"
+    # Allowed by its rules, and yet refused: the request was half a hybrid, for which policy has a word of its own.
+    half_refused = verdict.allow and question.get("fallback") is True and not verdict.fallback_classic
     return {
         "receipt": receipt.get("id"),
         "told": {"decision": receipt.get("decision"), "reason": reason},
         "verdict": msgspec.to_builtins(verdict),
-        "agrees": verdict.allow is told_allowed,
-        "decided_by": "policy" if not verdict.allow or reason in ALLOWING else "a later step",
-        "plan": policy["input"].get("stress"),
-        "input": policy["input"],
+        "agrees": None if reason == NO_VERDICT else (verdict.allow and not half_refused) is (reason != "policy_denied"),
+        "decided_by": _decided_by(verdict, reason, half_refused=half_refused),
+        "plan": question.get("stress"),
+        "input": question,
     }
+
+
+def _decided_by(verdict: PolicyVerdict, reason: object, *, half_refused: bool) -> str:
+    if reason == NO_VERDICT:
+        return "no verdict"
+    if half_refused:
+        return "fallback"
+    return "policy" if not verdict.allow or reason in ALLOWING else "a later step"
+
+
+def _question(policy: dict[str, Any]) -> dict[str, Any]:
+    """Give the stored input as it is, once it is seen to be a question. Raises UnusableInput."""
+    question = policy.get("input")
+    if not isinstance(question, dict):
+        raise UnusableInput("the receipt does not hold what policy was asked")
+    try:
+        msgspec.convert(question, PolicyInput)
+    except msgspec.ValidationError as error:
+        raise UnusableInput(f"the receipt does not hold what policy was asked: {error}") from error
+    return question
 
 
 def _replay(bundle_bytes: bytes, question: dict[str, Any]) -> PolicyVerdict:
@@ -94,6 +121,7 @@ def _receipt(path: Path) -> dict[str, Any]:
 
 def _told(found: dict[str, Any]) -> str:
     verdict, asked = found["verdict"], found["input"]
+    phase = asked.get("phase", "closed")
     lines = [
         f"receipt   {found['receipt']}: {found['told']['decision']}, {found['told']['reason']}",
         (
@@ -102,7 +130,7 @@ def _told(found: dict[str, Any]) -> str:
         ),
         (
             f"asked     {asked['method']} {asked['path']} on route {asked['route']} by {asked['subject']}"
-            f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {asked['phase']}"
+            f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {phase}"
         ),
     ]
     if found["plan"]:
@@ -111,12 +139,20 @@ def _told(found: dict[str, Any]) -> str:
             f"plan      {plan['action']}: errors {plan['errors_permille'] / 10:g} %, slowness"
             f" {plan['slowness_permille'] / 10:g} %, transition {plan['epoch']}"
         )
-    lines.append("the same verdict as then" if found["agrees"] else "NOT the verdict of then")
+    if found["decided_by"] == "fallback":
+        lines.append("fallback  refused: policy permits no classical half of a hybrid alone on this route")
+    if found["agrees"] is None:
+        lines.append("there was no verdict then: the policy gave no usable answer")
+    else:
+        lines.append("the same verdict as then" if found["agrees"] else "NOT the verdict of then")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Obey the command line. 0: the same verdict as then; 1: another one; 2: input that cannot be used."""
+    """Obey the command line.
+
+    0: the same verdict as then; 1: another one; 2: input that cannot be used; 3: there was no verdict then.
+    """
     parser = argparse.ArgumentParser(prog="python -m policy", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("explain", help="replay a receipt's question against the policy it was decided under")
@@ -130,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"policy: {error}", file=sys.stderr)
         return EXIT_UNUSABLE
     print(json.dumps(found, indent=2) if options.json else _told(found))
+    if found["agrees"] is None:
+        return EXIT_NO_VERDICT
     return EXIT_SAME if found["agrees"] else EXIT_DIFFERENT
 
 

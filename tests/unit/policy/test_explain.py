@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from policy.__main__ import MAX_FILE_BYTES, UnusableInput, explain, main
+import policy.__main__ as policy_main
+from policy.__main__ import EXIT_NO_VERDICT, EXIT_UNUSABLE, MAX_FILE_BYTES, UnusableInput, explain, main
 from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
 from policy.evaluator import StressFacts
 from policy.wasm import WasmPolicy
@@ -73,6 +74,60 @@ def test_a_bundle_other_than_the_one_it_was_decided_under_is_an_error() -> None:
 def test_a_receipt_that_no_policy_was_asked_about_is_an_error(changes: dict[str, Any]) -> None:
     with pytest.raises(UnusableInput, match="no decision"):
         explain(receipt() | changes, ENGINE.bundle)
+
+
+@pytest.mark.parametrize("question", [None, [], {}, 7, {"v": 2}, {"time_ms": "late"}])
+def test_a_receipt_without_its_question_is_an_error_and_no_traceback(
+    tmp_path: Path, question: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = receipt()
+    stored["policy"]["input"] = question
+    with pytest.raises(UnusableInput, match="what policy was asked"):
+        explain(stored, ENGINE.bundle)
+    del stored["policy"]["input"]
+    assert main(files(tmp_path, stored)) == EXIT_UNUSABLE
+    assert "what policy was asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("binding", ["tls-exporter", "none"])
+def test_where_there_was_no_verdict_none_is_said_to_be_the_same(
+    tmp_path: Path, binding: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = receipt("policy_unavailable", "deny", binding=binding)
+    found = explain(stored, ENGINE.bundle)
+    assert (found["agrees"], found["decided_by"]) == (None, "no verdict")
+    assert main(files(tmp_path, stored)) == EXIT_NO_VERDICT
+    told = capsys.readouterr().out
+    assert "there was no verdict then" in told
+    assert "verdict of then" not in told
+    assert "same verdict" not in told
+
+
+class HalfRefusing:
+    """A policy of one's own that allows the request, and says that no half of a hybrid may stand for it."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def query(self, _question: bytes) -> object:
+        return {"allow": True, "rule": "own.allow", "floor_share": 0.5, "fallback_classic": False}
+
+
+def test_a_refused_fallback_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(policy_main, "WasmPolicy", HalfRefusing)
+    refused = receipt("policy_denied", "deny", fallback=True, phase="open")
+    found = explain(refused, ENGINE.bundle)
+    assert (found["agrees"], found["decided_by"]) == (True, "fallback")
+    assert main(files(tmp_path, refused)) == 0
+    told = capsys.readouterr().out
+    assert "permits no classical half of a hybrid alone" in told
+    assert told.endswith("the same verdict as then\n")
+    passed = receipt(fallback=True, phase="open")
+    assert explain(passed, ENGINE.bundle)["agrees"] is False, "it could not have passed"
+    whole = receipt("policy_denied", "deny")
+    assert explain(whole, ENGINE.bundle)["agrees"] is False, "no fallback, so nothing that could refuse it"
 
 
 def files(folder: Path, stored: object) -> list[str]:
