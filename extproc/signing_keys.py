@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def check_allowed(proofs: Proofs, route: Route, *, may_fall_back: bool = False) -> bool:
     """Check the algorithms against the route's list and mode; no key is looked up before. Raises `AlgNotAllowed`.
 
-    `may_fall_back`: the classical half of a hybrid is enough for now. Returns whether that was made use of.
+    `may_fall_back`: the classical half of a hybrid is enough for now. Returns whether this may be such a half, for
+    `find_keys` to see.
     """
     first, second = proofs.first.algorithm, proofs.second_half
     if second is not None:
@@ -39,23 +40,23 @@ def check_allowed(proofs: Proofs, route: Route, *, may_fall_back: bool = False) 
 
 
 def _is_classical_half(algorithm: str, route: Route) -> bool:
-    """Tell whether a hybrid that the route lists begins with `algorithm`, which is not listed by itself."""
-    halves = [name.partition("+")[0] for name in route.algorithms if name in HYBRIDS]
-    return algorithm in halves and algorithm not in route.algorithms
+    """Tell whether a hybrid that the route lists begins with `algorithm`, be that listed by itself as well."""
+    return algorithm in [name.partition("+")[0] for name in route.algorithms if name in HYBRIDS]
 
 
 def find_keys(
-    proofs: Proofs, route: Route, keyring: Keyring, now_ms: int, *, falls_back: bool = False
+    proofs: Proofs, route: Route, keyring: Keyring, now_ms: int, *, may_be_half: bool = False
 ) -> tuple[KeyEntry, ...]:
     """Find the key of every signature, in their order. Raises `UnknownKey`, `AlgNotAllowed`.
 
-    `falls_back`: one signature is the classical half of a hybrid, whose other half is not asked for now.
+    `may_be_half`: one signature may be the classical half of a hybrid, whose other half is not asked for now; it is
+    when its key has a partner.
     """
     keys = tuple([_find(proof, keyring, now_ms) for proof in proofs.both])
     if len(keys) == 1:
-        if falls_back and keys[0].partner is None:
+        if may_be_half and keys[0].partner is None and proofs.first.algorithm not in route.algorithms:
             raise AlgNotAllowed("only a key that is half of a hybrid may stand for it")
-        if not falls_back and keys[0].partner is not None and route.mode == "and":
+        if not may_be_half and keys[0].partner is not None and route.mode == "and":
             raise AlgNotAllowed("the key is half of a hybrid, and the other half did not sign")
         return keys
     first, second = keys

@@ -215,8 +215,10 @@ def verify(
     # 3
     _check_connection(route, sent_binding, binding)
     # 4
-    fell_back = check_allowed(proofs, route, may_fall_back=may_fall_back)
-    keys = find_keys(proofs, route, keyring, now_ms, falls_back=fell_back)
+    may_be_half = check_allowed(proofs, route, may_fall_back=may_fall_back)
+    keys = find_keys(proofs, route, keyring, now_ms, may_be_half=may_be_half)
+    # A key without a partner is nobody's half: its algorithm stands in the route's list by itself.
+    fell_back = may_be_half and keys[0].partner is not None
     answerable = (*keys, absent_half(keys[0], keyring, now_ms)) if fell_back else keys
     # What follows looks at one half of a hybrid: step 2 saw that the other says the same.
     proof = proofs.first

@@ -30,7 +30,17 @@ name = "fallback"
 path = "/fallback"
 algorithms = ["ed25519+ml-dsa-65"]
 fallback_classic = true
+[[route]]
+name = "both"
+path = "/both"
+algorithms = ["ed25519", "ed25519+ml-dsa-65"]
+fallback_classic = true
+[[route]]
+name = "strict"
+path = "/strict"
+algorithms = ["ed25519", "ed25519+ml-dsa-65"]
 """
+PLAIN = KeyPair.new("petra")
 GOOD = hybrid_keys("hanna")
 HALF_REVOKED = hybrid_keys("rita")
 HALF_OVER = hybrid_keys("otto")
@@ -55,24 +65,24 @@ async def parts(tmp_path: Path) -> AsyncIterator[FilterParts]:
     HALF_REVOKED[1].status = OWN_REVOKED[0].status = "revoked"
     HALF_OVER[1].not_after, HALF_TO_COME[1].not_before = "2001-01-01T00:00:00Z", "2899-01-01T00:00:00Z"
     pairs = (GOOD, HALF_REVOKED, HALF_OVER, HALF_TO_COME, OWN_REVOKED)
-    keys = {each.subject + str(number): each for pair in pairs for number, each in enumerate(pair)}
+    keys = {each.subject + str(number): each for pair in pairs for number, each in enumerate(pair)} | {"petra": PLAIN}
     made = FilterParts(tmp_path, keys, CONFIG)
     await made.start()
     yield made
     await made.stop()
 
 
-def trip(parts: FilterParts) -> None:
+def trip(parts: FilterParts, route: str = "fallback") -> None:
     for _ in range(4):
         for _ in range(10):
-            parts.stress.ended("fallback", 503, 10, (), probe_epoch=None)
+            parts.stress.ended(route, 503, 10, (), probe_epoch=None)
         parts.clock.now_ms += 100
         parts.stress.tick()
-    assert parts.stress.phase("fallback") is Phase.OPEN
+    assert parts.stress.phase(route) is Phase.OPEN
 
 
-async def alone(parts: FilterParts, pair: tuple[KeyPair, KeyPair]) -> Answer:
-    message = hybrid_message((Half(pair[0], "pch"),), parts.challenge(), target="/fallback")
+async def alone(parts: FilterParts, pair: tuple[KeyPair, ...], route: str = "fallback") -> Answer:
+    message = hybrid_message((Half(pair[0], "pch"),), parts.challenge(), target=f"/{route}")
     return await parts.answer(edge_request(message))
 
 
@@ -111,3 +121,47 @@ async def test_a_policy_of_ones_own_has_the_last_word_on_fallbacks(
     assert receipt.policy.input["fallback"] is True
     whole = edge_request(hybrid_message(halves(*GOOD), parts.challenge(), target="/fallback"))
     assert (await parts.answer(whole)).reason is Reason.ALLOWED
+
+
+def asked_of_policy(parts: FilterParts, answer: Answer) -> dict[str, object]:
+    assert answer.receipt_id is not None
+    stored = parts.store.get(answer.receipt_id)
+    assert stored is not None
+    receipt = parse_receipt(stored.raw)
+    assert isinstance(receipt, DecisionReceipt)
+    assert receipt.policy is not None
+    return receipt.policy.input
+
+
+async def test_a_half_falls_back_also_where_the_list_names_its_algorithm_by_itself(parts: FilterParts) -> None:
+    """Whose half it is the key says: one without a partner is no fallback, before and after."""
+    assert (await alone(parts, GOOD, "both")).reason is Reason.ALG_NOT_ALLOWED
+    plain = await alone(parts, (PLAIN,), "both")
+    assert plain.reason is Reason.ALLOWED
+    assert asked_of_policy(parts, plain)["fallback"] is False
+    trip(parts, "both")
+    half = await alone(parts, GOOD, "both")
+    assert half.reason is Reason.ALLOWED
+    assert asked_of_policy(parts, half)["fallback"] is True
+    plain = await alone(parts, (PLAIN,), "both")
+    assert plain.reason is Reason.ALLOWED
+    assert asked_of_policy(parts, plain)["fallback"] is False
+
+
+@pytest.mark.parametrize(
+    ("pair", "route", "reason"),
+    [
+        (HALF_REVOKED, "both", Reason.KEY_REVOKED),
+        (HALF_OVER, "both", Reason.UNKNOWN_KEY),
+        (HALF_TO_COME, "both", Reason.UNKNOWN_KEY),
+        (OWN_REVOKED, "both", Reason.KEY_REVOKED),
+        (GOOD[1:], "both", Reason.ALG_NOT_ALLOWED),
+        (GOOD, "strict", Reason.ALG_NOT_ALLOWED),
+        ((PLAIN,), "fallback", Reason.ALG_NOT_ALLOWED),
+    ],
+)
+async def test_listing_the_algorithm_by_itself_lets_no_other_half_through(
+    parts: FilterParts, pair: tuple[KeyPair, ...], route: str, reason: Reason
+) -> None:
+    trip(parts, route)
+    assert (await alone(parts, pair, route)).reason is reason
