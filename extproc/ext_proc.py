@@ -27,9 +27,10 @@ from pch.errors import OurFault, PchError
 from pch.reasons import Reason
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import TypeAlias
+    from collections.abc import Callable, Coroutine, Iterator
+    from typing import Any, TypeAlias
 
+    from extproc.body_order import BodyOrder
     from extproc.body_stream import Finished
     from extproc.body_telemetry import BodyTelemetry
     from extproc.body_verdict import BodyVerdicts, RecalledBody
@@ -41,6 +42,8 @@ SERVICE: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 MAX_STREAMS: Final = 256
 """Bodies on their way at once in one worker, each with one chunk (Envoy: 128 KiB) held back. Two workers' are a quarter
 of what Envoy has open to the filter (envoy.yaml: max_requests), so that slow uploads never keep a Check waiting."""
+MAX_REFUSED_STREAMS: Final = 256
+"""Streams past `MAX_STREAMS` that are refused at once with a verdict; one more is only broken off, and has none."""
 MAX_HELD_BYTES: Final = 67_108_864
 """What bodies that are held whole may take up at once in one worker."""
 MAX_STREAMS_PER_SUBJECT: Final = 128
@@ -71,18 +74,20 @@ class ExtProc:
 
     def __init__(self, verdicts: BodyVerdicts, telemetry: BodyTelemetry, retry_after_s: Callable[[], int]) -> None:
         self.verdicts, self.telemetry, self.retry_after_s = verdicts, telemetry, retry_after_s
-        self._open_streams = 0
+        self._open_streams = self._refused_streams = 0
         self._held_bytes = 0
         self._shares: dict[str, _Share] = {}
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
 
     async def process(self, _requests: object, context: Context) -> None:
         """See one body through. Whatever goes wrong ends in a refusal or in an error, never in a clean end."""
-        if self._open_streams >= MAX_STREAMS:
+        in_time = self._open_streams < MAX_STREAMS
+        if not in_time and self._refused_streams >= MAX_REFUSED_STREAMS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many bodies on their way")
-        self._open_streams += 1
+        self._open_streams += in_time
+        self._refused_streams += not in_time
         self.telemetry.open.inc()
-        passage = _Passage(self, context)
+        passage = _Passage(self, context, in_time=in_time)
         try:
             await passage.run()
         except (StreamEnded, TimeoutError):
@@ -91,13 +96,14 @@ class ExtProc:
             LOG.exception("unhandled failure; the body is not let through")
             await context.abort(grpc.StatusCode.INTERNAL, "the body was not settled")
         finally:
-            self._open_streams -= 1
+            self._open_streams -= in_time
+            self._refused_streams -= not in_time
             self.telemetry.open.dec()
             passage.leave()
 
     async def drain(self) -> None:
         """Wait until the verdicts on bodies that never ended are written. After the last stream, before the stores."""
-        await asyncio.gather(*self._abandoned, return_exceptions=True)
+        await asyncio.gather(*self._settling, return_exceptions=True)
 
     @contextlib.contextmanager
     def room(self, body: RecalledBody) -> Iterator[None]:
@@ -122,26 +128,53 @@ class ExtProc:
             if not share.streams:
                 del self._shares[body.subject]
 
-    def abandon(self, body: RecalledBody) -> None:
-        """Settle a body that never ended, though its stream is gone: the bytes that arrived are not the content."""
-        task = asyncio.create_task(self._settle_abandoned(body))
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+    async def settle(self, body: RecalledBody, reason: Reason, finished: Finished | None = None) -> None:
+        """Write and count the verdict; once begun it goes on to its end, also when the caller's stream is gone.
 
-    async def _settle_abandoned(self, body: RecalledBody) -> None:
+        Raises as `BodyVerdicts.settle` does.
+        """
+        task = self._keep(self._settle(body, reason, finished))
         try:
-            await self.verdicts.settle(body, Reason.BAD_CONTENT_DIGEST)
-        except PchError as error:
-            LOG.error("a body that never ended is without a verdict: %s", error)
-        else:
-            self.telemetry.settled(body.route, Reason.BAD_CONTENT_DIGEST)
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_failure)
+            raise
+
+    def abandon(self, body: RecalledBody | asyncio.Task[RecalledBody]) -> None:
+        """Settle a body that never ended, though its stream is gone: the bytes that arrived are not the content.
+
+        `body`: also one whose decision is still being looked up.
+        """
+        self._keep(self._settle_abandoned(body)).add_done_callback(_log_failure)
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def _settle(self, body: RecalledBody, reason: Reason, finished: Finished | None) -> None:
+        await self.verdicts.settle(body, reason, finished)
+        self.telemetry.settled(body.route, reason)
+
+    async def _settle_abandoned(self, body: RecalledBody | asyncio.Task[RecalledBody]) -> None:
+        found = await body if isinstance(body, asyncio.Task) else body
+        await self._settle(found, Reason.BAD_CONTENT_DIGEST, None)
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        LOG.error("a body that never ended is without a verdict: %s", error)
 
 
 class _Passage:
-    """One stream, from its header to its last answer. `_unsettled`: what has no verdict yet."""
+    """One stream, from its header to its last answer. `_unsettled`: what has no verdict yet.
 
-    def __init__(self, service: ExtProc, context: Context) -> None:
-        self._service, self._context = service, context
+    `in_time`: there is room for one more body.
+    """
+
+    def __init__(self, service: ExtProc, context: Context, *, in_time: bool) -> None:
+        self._service, self._context, self._in_time = service, context, in_time
         self._unsettled: RecalledBody | None = None
         self._is_grpc = self._is_head = False
 
@@ -165,10 +198,21 @@ class _Passage:
         _check_mode(first)
         order = read_order(first.metadata_context.filter_metadata)
         method, target = fields.get(":method", ""), fields.get(":path", "")
-        body = self._unsettled = await self._service.verdicts.recall(order, method=method, target=target)
+        body = self._unsettled = await self._recall(order, method, target)
         begin_trace(body.trace_id)
+        if not self._in_time:
+            raise Overloaded("too many bodies on their way")
         with self._service.room(body):
             await self._stream(body, bodiless=first.request_headers.end_of_stream)
+
+    async def _recall(self, order: BodyOrder, method: str, target: str) -> RecalledBody:
+        recalling = asyncio.create_task(self._service.verdicts.recall(order, method=method, target=target))
+        try:
+            return await asyncio.shield(recalling)
+        except asyncio.CancelledError:
+            # The stream is gone, and the decision is still without a verdict.
+            self._service.abandon(recalling)
+            raise
 
     async def _stream(self, body: RecalledBody, *, bodiless: bool) -> None:
         """Take the body, settle it, let its end go on. `bodiless`: the request ended with its header."""
@@ -222,8 +266,7 @@ class _Passage:
     async def _settle(self, body: RecalledBody, reason: Reason, finished: Finished | None = None) -> None:
         # Not unsettled any more, even if this fails: what failed here may be durable, and is not tried twice.
         self._unsettled = None
-        await self._service.verdicts.settle(body, reason, finished)
-        self._service.telemetry.settled(body.route, reason)
+        await self._service.settle(body, reason, finished)
 
     async def _read(self) -> ProcessingRequest:
         async with asyncio.timeout(IDLE_TIMEOUT_S):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import tempfile
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, 
 from extproc import ext_proc
 from extproc.body_answer import BODY_METADATA, REFUSED_DETAILS
 from extproc.body_order import ORDER_HEADER, BodyOrder
+from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import ReceiptId
-from receipts.store import ReceiptStoreUnavailable
+from receipts.store import ReceiptStoreUnavailable, StoredReceipt
+from receipts.writer import ReceiptWriter
 from tests.support.body_parts import BODY, TARGET, BodyParts, Stream, reason_of, sha256_hex, streamed
 
 CHUNK_BYTES = 16_384
@@ -418,14 +421,106 @@ async def test_body_that_stands_still_is_given_up(parts: BodyParts, monkeypatch:
         await stream.answers()
 
 
-async def test_no_more_bodies_than_allowed_are_on_their_way(parts: BodyParts, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_body_too_many_is_refused_with_a_verdict(parts: BodyParts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ext_proc, "MAX_STREAMS", 1)
+    first = parts.stream()
+    await send(first, await parts.pending(), BODY, end="none")
+    begun = await first.answer()
+    assert begun is not None
+    order, second = await parts.pending(), parts.stream()
+    await second.headers(order)
+    (refusal,) = await second.answers()
+    assert reason_of(refusal) == "internal"
+    (verdict,) = parts.verdicts_on(order.receipt_id)
+    assert (verdict.decision, verdict.reason) == ("deny", "internal")
+    await first.body(b"", last=True)
+    assert streamed([begun, *await first.answers()]) == BODY
+    third = parts.stream()
+    await send(third, await parts.pending(), BODY)
+    assert streamed(await third.answers()) == BODY, "the room is given back"
+
+
+async def test_no_more_refusals_than_allowed_are_on_their_way(
+    parts: BodyParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ext_proc, "MAX_STREAMS", 1)
+    monkeypatch.setattr(ext_proc, "MAX_REFUSED_STREAMS", 1)
     first = parts.stream()
     await first.headers(await parts.pending())
     assert await first.answer()
+    second = parts.stream()
+    while parts.metric("signet_body_streams") != 2:
+        await asyncio.sleep(0.01)
+    third = parts.stream()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await parts.stream().answers()
+        await third.answers()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    order = await parts.pending()
+    await second.headers(order)
+    assert reason_of((await second.answers())[0]) == "internal"
+    assert parts.verdicts_on(order.receipt_id)
+
+
+class SlowWriter:
+    """A real writer that begins when told."""
+
+    def __init__(self, writer: ReceiptWriter) -> None:
+        self._writer = writer
+        self.entered, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def append(self, draft: ReceiptDraft, timeout_s: float) -> StoredReceipt:
+        self.entered.set()
+        await self.go_on.wait()
+        return await self._writer.append(draft, timeout_s)
+
+
+async def no_stream_is_open(parts: BodyParts) -> None:
+    async with asyncio.timeout(10):
+        while parts.metric("signet_body_streams") != 0:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_that_goes_while_its_verdict_is_written_has_that_verdict(
+    parts: BodyParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = SlowWriter(parts.parts.writer)
+    order = await parts.pending()
+    monkeypatch.setattr(parts.verdicts, "_writer", writer)
+    stream = parts.stream()
+    await send(stream, order, BODY)
+    await asyncio.wait_for(writer.entered.wait(), 10)
+    stream.call.cancel()
+    await no_stream_is_open(parts)
+    assert not parts.verdicts_on(order.receipt_id)
+    writer.go_on.set()
+    await until_settled(parts, order.receipt_id)
+    (verdict,) = parts.verdicts_on(order.receipt_id)
+    assert (verdict.decision, verdict.reason) == ("allow", "allowed")
+    assert parts.metric("signet_body_verdicts_total", route="uploads", reason="allowed") == 1
+
+
+async def test_a_stream_that_goes_while_its_decision_is_looked_up_has_a_verdict(
+    parts: BodyParts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+    order = await parts.pending()
+    get = parts.parts.store.get
+
+    def slow(receipt_id: ReceiptId) -> object:
+        entered.set()
+        go_on.wait(4)
+        return get(receipt_id)
+
+    monkeypatch.setattr(type(parts.parts.store), "get", lambda _self, receipt_id: slow(receipt_id))
+    stream = parts.stream()
+    await stream.headers(order)
+    assert await asyncio.to_thread(entered.wait, 10)
+    stream.call.cancel()
+    await no_stream_is_open(parts)
+    go_on.set()
+    await until_settled(parts, order.receipt_id)
+    (verdict,) = parts.verdicts_on(order.receipt_id)
+    assert (verdict.decision, verdict.reason) == ("deny", "bad_content_digest")
 
 
 async def test_held_bodies_share_a_bounded_room(parts: BodyParts, monkeypatch: pytest.MonkeyPatch) -> None:
