@@ -27,7 +27,7 @@ class InMemoryProvider(SoftwareProvider):
 
     def __init__(self, random_fill: RandomFill = os_random, max_keys: int = MAX_KEYS) -> None:
         super().__init__(random_fill)
-        self.max_keys = max_keys
+        self.max_keys = self._max_keys = max_keys
         # Guarded by the lock; a key's own lock guards what is inside.
         self._lock = threading.Lock()
         self._keys: dict[KeyHandle, SoftwareKey] = {}
@@ -58,7 +58,7 @@ class InMemoryProvider(SoftwareProvider):
         key, handle = SoftwareKey(primitive, seed), new_handle(kid, primitive)
         with self._lock:
             self.check()
-            if len(self._keys) >= self.max_keys:
+            if len(self._keys) >= self._max_keys:
                 raise StoreUnavailable("the provider holds as many keys as it may", reason="key_limit")
             self._keys[handle] = key
         return ProviderKey(primitive, handle, key.public)
