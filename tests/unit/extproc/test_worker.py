@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import os
 import signal
 import sqlite3
@@ -14,12 +15,15 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
 from extproc import worker
+from extproc.config import load_config
+from extproc.policy_engine import route_data
 from extproc.worker import end_tasks
 from receipts.chain import ChainVerifier
-from receipts.receipt import DecisionReceipt, SummaryReceipt
+from receipts.receipt import DecisionReceipt, SummaryReceipt, parse_receipt
 from receipts.store_sqlite import SqliteReceiptStore
 from tests.support.check_calls import FilterCalls, challenge_of, reason_of, receipt_of
-from tests.support.filter_process import FilterFolder, filter_folder, until
+from tests.support.filter_process import REPOSITORY, FilterFolder, filter_folder, until
+from tests.support.opa_parts import opa_server
 
 WORKER = ("worker", "--index", "0")
 
@@ -258,3 +262,43 @@ async def test_a_task_that_never_ends_is_left_behind(
     enough = True
     task.cancel()
     await task
+
+
+def policy_digest(folder: FilterFolder, calls: FilterCalls) -> str:
+    """Send a request that passes; give the digest of the policy that its receipt names."""
+    passed = folder.pass_once(calls)
+    assert reason_of(passed) == "allowed"
+    with contextlib.closing(SqliteReceiptStore(folder.folder / "receipts.sqlite3")) as store:
+        stored = store.get(receipt_of(passed))  # type: ignore[arg-type]
+    assert stored is not None
+    receipt = parse_receipt(stored.raw)
+    assert isinstance(receipt, DecisionReceipt)
+    assert receipt.policy is not None
+    return receipt.policy.digest
+
+
+def test_receipts_follow_the_policy_of_an_opa_server_and_a_reload_goes_on_asking_it() -> None:
+    with filter_folder(workers=1) as folder:
+        data = folder.folder / "data.json"
+        data.write_bytes(route_data(load_config(folder.config, {})))
+        with opa_server(REPOSITORY / "policy/shield.rego", data) as (port, _):
+            folder.config.write_text(
+                folder.config_text + f'\n[policy]\nengine = "opa"\nopa_port = {port}\ntimeout_ms = 5000\n'
+            )
+            folder.start(*WORKER)
+            folder.pid()
+            with FilterCalls(folder.socket()) as calls:
+                before = policy_digest(folder, calls)
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+                with contextlib.closing(connection):
+                    connection.request("PUT", "/v1/data/signet/routes/other", b"{}")
+                    assert connection.getresponse().status == 204
+                changed = until(
+                    lambda: found if (found := policy_digest(folder, calls)) != before else "", "another digest"
+                )
+                folder.processes[0].send_signal(signal.SIGHUP)
+                folder.wait_logged("configuration reloaded")
+                assert policy_digest(folder, calls) == changed
+            folder.processes[0].terminate()
+            assert folder.processes[0].wait(15) == 0
+            assert "Unclosed" not in folder.logged()
