@@ -79,7 +79,9 @@ class OutcomeWatch:
         while page := self._store.read(self._after_seq, PAGE_RECEIPTS):
             for stored in page:
                 self._after_seq = stored.seq
-                self._see(stored.raw)
+                if stored.raw:
+                    # What was pruned meanwhile tells nothing any more, and stops no one from looking further.
+                    self._see(stored.raw)
             if len(page) < PAGE_RECEIPTS:
                 break
         self._give_up(self._clock_ms() - self._overdue_ms)

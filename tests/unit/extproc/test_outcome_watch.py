@@ -13,6 +13,7 @@ from extproc import outcome_watch
 from extproc.outcome_watch import PAGE_RECEIPTS, OutcomeWatch
 from receipts.errors import ReceiptStoreUnavailable
 from receipts.facts import OutcomeFacts, request_facts
+from receipts.prune import PrunePlan, prune
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
 from receipts.store import WriterTail
@@ -160,3 +161,11 @@ def test_follows_through_failures_until_told_to_stop(monkeypatch: pytest.MonkeyP
     stop.set()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_receipts_that_were_pruned_before_they_were_seen_are_passed_over_in_one_step(log: Log) -> None:
+    log.write(*[log.decision() for _ in range(3)])
+    plan = PrunePlan(before_ms=1, first_seq=1, last_seq=3)
+    prune(log.store, plan, now_ms=0, random=bytes(10), writer=WriterId("99999999-1111-4111-8111-111111111111"))
+    log.write(log.decision())
+    assert log.counts() == (1, 0)
