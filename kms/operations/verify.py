@@ -62,12 +62,14 @@ class Verify:
         post_quantum = any(primitive.post_quantum for primitive in bundle)
         for mode in set(modes.values()):
             check_bundle_may_pass(mode, has_post_quantum=post_quantum)
-        prepared = self._prepared(self._candidates(subjects, bundle), modes)
+        prepared, refusal = self._prepared(self._candidates(subjects, bundle), modes)
         digest = bytes.fromhex(request.payload_b3)
         if len(prepared) <= MAX_INLINE_CANDIDATES:
             found = _try(prepared, bundle, digest)
         else:
             found = await self._services.pool.run(subjects[0].tenant, lambda: _try(prepared, bundle, digest))
+        if refusal is not None and not found[1].ok:
+            raise refusal
         return _outcome(prepared, found, bundle)
 
     def _candidates(self, subjects: tuple[Subject, ...], bundle: Bundle) -> list[Candidate]:
@@ -99,10 +101,13 @@ class Verify:
         others = (each for primitive in list(bundle)[1:] for each in keys.newest(tenant, primitive))
         return {(record.name, version.number): (record, version) for record, version in (*candidates, *others)}.values()
 
-    def _prepared(self, candidates: list[Candidate], modes: Mapping[str, VerifyMode]) -> list[_Prepared]:
-        """Prepare the candidates whose public keys may be used; raise the first refusal when there is none of them.
+    def _prepared(
+        self, candidates: list[Candidate], modes: Mapping[str, VerifyMode]
+    ) -> tuple[list[_Prepared], KmsError | None]:
+        """Prepare the candidates whose public keys may be used; give the first refusal of the others as well.
 
-        A key whose backend is not configured, or away for too long, is no reason to refuse what another one signed.
+        A key whose backend is not configured, or away for too long, is no reason to refuse what another one signed. But
+        where none of the others did, it may have been that key: then there is no verdict.
         """
         prepared: list[_Prepared] = []
         refusal: KmsError | None = None
@@ -111,9 +116,7 @@ class Verify:
                 prepared.append(self._prepare(candidate, modes))
             except KmsError as error:
                 refusal = refusal or error
-        if not prepared and refusal is not None:
-            raise refusal
-        return prepared
+        return prepared, refusal
 
     def _prepare(self, candidate: Candidate, modes: Mapping[str, VerifyMode]) -> _Prepared:
         record, version = candidate
