@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from kms.errors import AttestationMissing, KmsError, Timeout
+from kms.operation_metrics import NO_ALG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,13 +144,17 @@ class Attestations:
                 attestation = await self._pool.run(tenant, lambda: provider.attest(handle, nonce))
         except TimeoutError as error:
             self._telemetry.io_timeouts.labels("attest").inc()
-            self._telemetry.attest.labels(provider.name, "err").inc()
+            self._count(provider, "err")
             return None, error
         except KmsError as error:
-            self._telemetry.attest.labels(provider.name, "err").inc()
+            self._count(provider, "err")
             return None, error
-        self._telemetry.attest.labels(provider.name, "err" if attestation is None else "ok").inc()
+        self._count(provider, "err" if attestation is None else "ok")
         return attestation, None
+
+    def _count(self, provider: Provider, result: str) -> None:
+        self._telemetry.attest.labels(provider.name, result).inc()
+        self._telemetry.ops.labels("attest", NO_ALG, result).inc()
 
     def _check_missing(self, provider: Provider, cause: Exception | None) -> None:
         if self.requirement == "required":

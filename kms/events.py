@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from kms.telemetry import Telemetry
 
 LOG: Final = logging.getLogger("kms.events")
-MAX_QUEUED_EVENTS: Final = 256
+MAX_QUEUED_EVENTS: Final = 1024
 TIMEOUT_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0

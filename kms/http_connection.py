@@ -7,16 +7,15 @@ nothing (CONFIG.md §3, CONCURRENCY.md §5).
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
-import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from kms.correlation import IdSource
 from kms.error_envelope import encode_envelope
 from kms.errors import Backpressure, BadRequest, KmsError
 
@@ -200,12 +199,13 @@ class KmsConnection(HttpToolsProtocol):
 
     def _answer_and_close(self, error: KmsError) -> None:
         self._refused = True
-        body = encode_envelope(error, self.rules.wall_ms(), f"r-{os.urandom(8).hex()}")
+        ids = IdSource(self.rules.wall_ms)
+        body = encode_envelope(error, self.rules.wall_ms(), ids.request_id())
         lines = [
             b"HTTP/1.1 %d %b" % (error.http_status, _REASONS[error.http_status]),
             b"content-type: application/json",
             b"content-length: %d" % len(body),
-            b"x-corr-id: %b" % str(uuid.uuid4()).encode(),
+            b"x-corr-id: %b" % ids.corr_id(None, self.rules.config().observability.correlation_id_mode).encode(),
             b"connection: close",
         ]
         if error.retryable:

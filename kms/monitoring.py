@@ -32,7 +32,7 @@ class Monitoring:
         )
         self._paths: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
             "/metrics": self._metrics,
-            "/healthz": lambda: (200, JSON, b'{"ok":true}'),
+            "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/version": lambda: (200, JSON, self._version),
         }
@@ -56,6 +56,10 @@ class Monitoring:
 
     def _metrics(self) -> tuple[int, bytes, bytes]:
         return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._telemetry.registry)
+
+    def _healthz(self) -> tuple[int, bytes, bytes]:
+        """Say that the process lives, and what is degraded in it as the last look found (SECURITY.md §5)."""
+        return 200, JSON, msgspec.json.encode({"ok": True, "degraded": self._readiness.payload.degraded})
 
     def _readyz(self) -> tuple[int, bytes, bytes]:
         payload = self._readiness.payload

@@ -33,6 +33,10 @@ class Stage:
     def asked(self) -> int:
         return self.provider.calls.count("attest")
 
+    def operations(self, result: str) -> float:
+        labels = {"op": "attest", "alg": "none", "result": result}
+        return self.telemetry.registry.get_sample_value("kms_ops_total", labels) or 0.0
+
     def count(self, result: str) -> float:
         labels = {"backend": "staged", "result": result}
         return self.telemetry.registry.get_sample_value("kms_attest_total", labels) or 0.0
@@ -49,6 +53,7 @@ async def test_evidence_stands_for_a_session_and_is_then_taken_anew() -> None:
     await stage.gate()
     assert stage.asked == 3
     assert stage.count("ok") == 3
+    assert stage.operations("ok") == 3
 
 
 async def test_a_failure_is_not_asked_for_again_at_once_and_required_stays_required() -> None:
@@ -61,7 +66,7 @@ async def test_a_failure_is_not_asked_for_again_at_once_and_required_stays_requi
     for _ in range(3):
         with pytest.raises(AttestationMissing):
             await stage.gate()
-    assert (stage.asked, stage.count("err")) == (1, 1)
+    assert (stage.asked, stage.count("err"), stage.operations("err")) == (1, 1, 1)
     stage.provider.evidence = lambda: Attestation("tpm", b"again")
     stage.hand.now_s += RETRY_S + 1
     assert await stage.gate() == Attestation("tpm", b"again")

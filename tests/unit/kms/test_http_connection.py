@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import ssl
+import uuid
 
 import msgspec
 import pytest
@@ -162,6 +163,7 @@ async def test_connections_beyond_max_conns_get_429_and_the_envelope(stage):
     head, body = await read_answer(reader)
     assert head.startswith(b"HTTP/1.1 429 ")
     assert b"retry-after: 1" in head
+    assert uuid.UUID(head.partition(b"x-corr-id: ")[2].partition(b"\r\n")[0].decode()).version == 7
     assert json.loads(body)["error"]["code"] == "Backpressure"
     assert await reader.read() == b""
     assert here.parts.counted("rejected_total", reason="max_conns") == 1.0

@@ -126,6 +126,19 @@ async def test_readyz_is_503_with_retry_after_until_ready(method):
     assert sent[2]["status"] == 200
 
 
+@pytest.mark.parametrize(("holds", "degraded"), [(True, []), (False, ["backend_ready"])])
+async def test_healthz_is_200_whatever_is_away_and_names_what_is_degraded(holds, degraded):
+    _, ready = readiness({"backend_ready": Look(ok=holds)})
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await Monitoring(Telemetry(), ready)({"path": "/healthz", "method": "GET"}, None, send)
+    assert sent[0]["status"] == 200
+    assert json.loads(sent[1]["body"]) == {"ok": True, "degraded": degraded}
+
+
 def service(**changes):
     """A service's parts as the probes see them; each may be changed."""
     state = ServiceState()
