@@ -15,7 +15,7 @@ from kms.errors import Internal, KmsError, NoCapability, StoreUnavailable, Unaut
 from kms.http_body import BodyBudget
 from kms.kid import kid_hash
 from kms.logs import places_of
-from kms.principal import CallContext, Scope
+from kms.principal import CallContext, Phase, Scope
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -65,8 +65,8 @@ class ApiCall:
     operation: Operation | None = None
     principal: Principal | None = None
     request: Message | None = None
+    phase: Phase = field(default_factory=Phase)
     body_bytes: int = 0
-    refused_here: bool = field(default=False)
 
     @property
     def route(self) -> str:
@@ -128,7 +128,9 @@ class ApiCalls:
         """Let the dispatcher do it. `path`: as in HTTP, percent-decoded. Raises KmsError."""
         assert call.principal is not None and call.operation is not None  # noqa: PT018 - admit was called
         call.request = request
-        context = CallContext(call.principal, call.corr_id, call.request_id, path, call.peer, call.transport)
+        context = CallContext(
+            call.principal, call.corr_id, call.request_id, path, call.peer, call.transport, call.phase
+        )
         try:
             return await self._dispatcher.call(call.operation.op, request, context)
         except KmsError:
@@ -207,7 +209,8 @@ def facts_of(call: ApiCall, response: Message | None, redact_level: str) -> dict
     request = call.request
     selector = getattr(request, "kid_or_set", None)
     kid = getattr(response, "kid", None) or getattr(request, "kid", None) or getattr(selector, "kid", None)
-    facts: dict[str, Any] = {"op_id": getattr(request, "op_id", None)}
+    phase = call.phase
+    facts: dict[str, Any] = {"op_id": getattr(request, "op_id", None), "pq": phase.pq, "pq_mode": phase.pq_mode}
     if call.principal is not None and len(call.principal.tenants) == 1:
         facts["tenant"] = next(iter(call.principal.tenants))
     if kid is not None:

@@ -248,6 +248,9 @@ class Dispatcher:
         progress = progress or Progress()
         began_s = self._services.clock.monotonic_s()
         decisions = await self._decide(operation.op, subjects)
+        if len(decisions) == 1:  # several tenants may be in several phases
+            (decided,) = decisions.values()
+            context.phase.pq, context.phase.pq_mode = decided.pq, decided.verify_mode
         op_id: str | None = getattr(request, "op_id", None)
         if op_id is None:
             outcome = await operation.run(request, subjects, Call(context, decisions, b"", progress))

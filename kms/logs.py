@@ -35,6 +35,7 @@ FIELDS: Final = frozenset(
         *("corr_id", "request_id", "peer_addr", "tenant", "route", "op_id", "kid_hash", "kid_version", "alg", "result"),
         *("latency_ms", "attestation_class", "cache_age_ms", "reason", "payload_b3", "body_bytes", "status", "missing"),
         *("degraded", "backend", "transport", "method", "message", "trace", "changed", "version", "logger", "token_id"),
+        *("pq", "pq_mode"),
         *("index", "head", "pid", "config_digest", "addresses", "attempt", "delay_ms", "exit_status", "count"),
     }
 )

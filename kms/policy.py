@@ -52,6 +52,11 @@ class PolicyDecision:
         """Tell whether pure classical proofs are refused (PQ-I1)."""
         return self.verify_mode != "or"
 
+    @property
+    def pq(self) -> str:
+        """Name what is signed, as log lines do (QUANTUM.md §7)."""
+        return "pq-only" if self.verify_mode == "pq_only" else "hybrid" if self.produce_hybrid else "off"
+
 
 class PolicyClient(Protocol):
     """Whoever is asked."""

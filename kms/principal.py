@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -36,6 +36,18 @@ class Principal:
     expires_at_s: int
 
 
+@dataclass(slots=True)
+class Phase:
+    """In which phase of the post-quantum migration a call was decided on; empty until the policy was asked.
+
+    The dispatcher writes it, the call's log line and span tell it (QUANTUM.md §7): `pq` is `off`, `hybrid` or
+    `pq-only`, `pq_mode` the mode by which the tenant's signatures verify.
+    """
+
+    pq: str | None = None
+    pq_mode: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class CallContext:
     """What an operation knows of the request beside its body. No field is secret."""
@@ -46,3 +58,4 @@ class CallContext:
     path: str
     peer: str
     transport: str
+    phase: Phase = field(default_factory=Phase, compare=False)

@@ -118,9 +118,13 @@ class TracedCalls(ApiCalls):
 
 
 def span_facts(call: ApiCall, response: Message | None, config: KmsConfig) -> dict[str, Any]:
-    """Gather what a span may say of a request: what a log line may."""
+    """Gather what a span may say of a request: what a log line may.
+
+    A call that no policy was asked for has the service's own mode.
+    """
     facts = facts_of(call, response, config.observability.redact_level)
-    facts |= {"pq_mode": config.pq.verify_mode, "attestation_required": config.security.attest_require == "required"}
+    facts["pq_mode"] = facts["pq_mode"] or config.pq.verify_mode
+    facts["attestation_required"] = config.security.attest_require == "required"
     return {name: value for name, value in facts.items() if value is not None}
 
 
