@@ -20,9 +20,11 @@ from tests.conformance.definitions import (
     after_the_proof,
     before_the_proof,
     client,
+    client_relaxes,
     connection,
     evidence,
     keys_and_signatures,
+    relaxed,
     syntax,
 )
 from tests.conformance.definitions.step import Case, step_json
@@ -37,11 +39,13 @@ VERIFIER: dict[str, tuple[Case, ...]] = {
     "keys-and-signatures": keys_and_signatures.CASES,
     "after-the-proof": after_the_proof.CASES,
     "evidence": evidence.CASES,
+    "relaxed": relaxed.CASES,
 }
 CLIENT: dict[str, tuple[dict[str, Any], ...]] = {
     "client-signs": client.SIGN,
     "client-reads": client.CHALLENGES,
     "client-answers": client.ANSWERED,
+    "client-relaxes": (*client_relaxes.SIGN, *client_relaxes.ANSWERED),
 }
 
 

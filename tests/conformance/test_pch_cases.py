@@ -18,6 +18,7 @@ from pch.client.channel import Channel, OriginClock
 from pch.client.errors import ChallengeSyntaxError
 from pch.client.exchange import Answer as ClientAnswer
 from pch.client.exchange import Exchange, ExchangeSettings
+from pch.client.relaxing import sign_with_evidence
 from pch.client.request import make_request
 from pch.client.response import Headers
 from pch.client.signing import sign_request
@@ -29,6 +30,7 @@ from pch.httpsig.signature_field import parse_signature
 from pch.httpsig.signature_input import parse_signature_input
 from pch.keys import private_key_from_jwk, public_key_from_jwk, thumbprint
 from pch.reasons import ANSWERS
+from pch.relaxed import parse_envelope
 from tests.conformance.make_cases import CLIENT, VERIFIER, documents
 from tests.support.filter_parts import FilterParts, KeyPair, SetClock, edge_request
 
@@ -101,12 +103,14 @@ def edge_request_of(step: dict[str, Any]) -> EdgeRequest:
         binding=None if edge["binding_hex"] is None else bytes.fromhex(edge["binding_hex"]),
         body=base64.b64decode(step["request"]["body_base64"]),
         header_bytes=sum(len(name) + len(value) + 4 for name, value in lines),
+        deferrable=True,
     )
 
 
 def check_answer(expect: dict[str, Any], answer: Answer) -> None:
     allowed = answer.reason in ALLOWING
-    said = {"decision": "allow" if allowed else "deny", "reason": str(answer.reason)}
+    kept = answer.reason == "evidence_kept"
+    said = {"decision": "allow" if allowed else "keep" if kept else "deny", "reason": str(answer.reason)}
     denied = check_response(answer).denied_response
     headers = {each.header.key for each in denied.headers}
     said |= {"status": None if allowed else denied.status.code, "challenge": "www-authenticate" in headers}
@@ -137,6 +141,7 @@ async def test_our_verifier_answers_as_the_case_says(case: dict[str, Any], tmp_p
 @pytest.mark.parametrize("case", cases(*VERIFIER))
 def test_every_base_of_a_case_is_what_rfc_9421_makes_of_its_request(case: dict[str, Any]) -> None:
     """And where the case is accepted, its signatures hold over just these bases, by the keys of keys.json."""
+    sent_ahead: list[bytes] = []
     for step in case["steps"]:
         message, expect = message_of(step["request"]), step["expect"]
         try:
@@ -149,13 +154,24 @@ def test_every_base_of_a_case_is_what_rfc_9421_makes_of_its_request(case: dict[s
         except HttpSigError:
             found = {}
         assert found == expect["signature_bases"]
+        if expect["reason"] == "evidence_kept":
+            sent_ahead.append(base64.b64decode(step["request"]["body_base64"]))
         if expect["reason"] != "allowed":
             continue
-        signatures = parse_signature(message.lines("signature"))
+        signatures = parse_signature(message.lines("signature")) | enveloped(step["request"], sent_ahead)
         for label, base in found.items():
             PUBLIC[inputs[label].keyid or ""].verify(signatures[label], base.encode())
             with pytest.raises(BadSignature):
                 PUBLIC[inputs[label].keyid or ""].verify(signatures[label], base.encode() + b"\n")
+
+
+def enveloped(request: dict[str, Any], sent_ahead: list[bytes]) -> dict[str, bytes]:
+    """Give the signatures in a relaxed request's envelope, before its content or `sent_ahead` of it."""
+    (relaxed,) = [value for name, value in request["headers"] if name == "pch-relaxed"] or [""]
+    length = int(relaxed.partition("length=")[2] or 0)
+    envelopes = [base64.b64decode(request["body_base64"])[:length]] if length else sent_ahead if relaxed else []
+    of_all = [json.loads(each)["signatures"] for each in envelopes]
+    return {label: base64.b64decode(value) for each in of_all for label, value in each.items()}
 
 
 @pytest.mark.parametrize("case", [case for case in cases("accepted") if "alg" in case.values[0]["steps"][0]["expect"]])
@@ -208,6 +224,46 @@ def test_our_client_signs_what_the_case_says(case: dict[str, Any]) -> None:
         PUBLIC[PRIVATE[name].key_id].verify(signatures[label], base.encode())
 
 
+def of_kind(file: str, kind: str) -> list[Any]:
+    return [case for case in cases(file) if case.values[0]["kind"] == kind]
+
+
+def given_evidence(given: dict[str, Any]) -> bytes | None:
+    return None if given["evidence_base64"] is None else base64.b64decode(given["evidence_base64"])
+
+
+@pytest.mark.parametrize("case", of_kind("client-relaxes", "sign"))
+def test_our_client_signs_evidence_where_the_case_says(case: dict[str, Any]) -> None:
+    given, expect = case["given"], case["expect"]
+    message, content = message_of(given["request"]), base64.b64decode(given["request"]["body_base64"])
+    signed = sign_with_evidence(
+        message,
+        content,
+        evidence=given_evidence(given),
+        relax=given["relax"],
+        signers=tuple(PRIVATE[name] for name in given["keys"]),
+        challenge=given["challenge"],
+        binding=None if given["binding_hex"] is None else bytes.fromhex(given["binding_hex"]),
+        created_s=given["created_s"],
+        max_age_s=given["max_age_s"],
+    )
+    added = {name: value.decode() for name, value in signed.headers[len(message.headers) :]}
+    assert {name: added[name] for name in expect["fields"]} == expect["fields"]
+    assert added.keys() - {"signature"} == expect["fields"].keys() - {"signature"}
+    assert [base.decode() for base in signed.bases] == list(expect["signature_bases"].values())
+    signatures = parse_signature([added["signature"].encode()] if "signature" in added else [])
+    assert bool(signed.envelope) is given["relax"]
+    if signed.envelope:
+        if expect["envelope_base64"] is not None:
+            assert signed.envelope == base64.b64decode(expect["envelope_base64"])
+        envelope = parse_envelope(signed.envelope)
+        assert envelope.evidence == given_evidence(given)
+        assert not signatures.keys() & envelope.signatures.keys()
+        signatures |= envelope.signatures
+    for name, (label, base) in zip(given["keys"], expect["signature_bases"].items(), strict=True):
+        PUBLIC[PRIVATE[name].key_id].verify(signatures[label], base.encode())
+
+
 @pytest.mark.parametrize("case", cases("client-reads"))
 def test_our_client_reads_a_challenge_as_the_case_says(case: dict[str, Any]) -> None:
     lines = [line.encode("latin-1") for line in case["lines"]]
@@ -231,8 +287,43 @@ def client_answer(given: dict[str, Any], number: int) -> ClientAnswer:
     if given["challenge"]:
         fresh = f"{number:060d}"
         offer = f'PCH realm="r", challenge="{fresh}", algs="ed25519", mode="and", binding="tls-exporter", max-age=60'
-        lines += [("www-authenticate", f'{offer}, evidence="none"'.encode()), ("pch-challenge", f'"{fresh}"'.encode())]
+        lines += [
+            ("www-authenticate", f'{offer}, evidence="{given.get("wanted", "none")}"'.encode()),
+            ("pch-challenge", f'"{fresh}"'.encode()),
+        ]
+    if given.get("pch_relax") is not None:
+        lines.append(("pch-relax", given["pch_relax"].encode()))
     return ClientAnswer(given["status"], Headers(tuple(lines)), b"", "2", connection_ended=False)
+
+
+@pytest.mark.parametrize("case", of_kind("client-relaxes", "answer"))
+def test_our_client_relaxes_where_the_case_says(case: dict[str, Any]) -> None:
+    given = case["given"]
+    channel = Channel(bytes(32), OriginClock())
+    channel.challenges.add([ChallengeText("A" * 60)], 0.0)
+    settings = ExchangeSettings(
+        (PRIVATE["alice"],), "tls-exporter", lambda: 1_790_000_000.0, lambda: 0.0, evidence=given_evidence(given)
+    )
+    exchange = Exchange(make_request(given["method"], "https://app.example/protected", content=b""), settings)
+    assert not sends_relaxed(exchange, channel)
+    if given.get("already_again"):
+        assert exchange.answered(channel, client_answer(given, 1)) is None
+        assert sends_relaxed(exchange, channel)
+    response = exchange.answered(channel, client_answer(given, 2))
+    assert ("relax" if response is None else "give up") == case["expect"]
+    if response is None:
+        assert sends_relaxed(exchange, channel)
+
+
+def sends_relaxed(exchange: Exchange, channel: Channel) -> bool:
+    """Let the request go out, behind its envelope if that goes ahead; tell whether it is relaxed."""
+    sent = exchange.next_request(channel)
+    if sent.is_ahead:
+        kept = ClientAnswer(204, Headers(()), b"", "2", connection_ended=False)
+        assert exchange.answered(channel, kept) is None
+        sent = exchange.next_request(channel)
+    assert sent.is_signed
+    return any(name == "pch-relaxed" for name, _ in sent.headers)
 
 
 @pytest.mark.parametrize("case", cases("client-answers"))
@@ -271,7 +362,7 @@ def test_there_are_enough_cases_of_every_kind_and_reason() -> None:
     verified = [case for file in VERIFIER for case in json.loads((CASES / f"{file}.json").read_text())]
     asked = [case for file in CLIENT for case in json.loads((CASES / f"{file}.json").read_text())]
     ids = [case["id"] for case in (*verified, *asked)]
-    assert len(set(ids)) == len(ids) >= 350
+    assert len(set(ids)) == len(ids) >= 650
     reasons = {step["expect"]["reason"] for case in verified for step in case["steps"]}
     later = {"quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
     assert reasons >= {str(reason) for reason in ANSWERS} - later

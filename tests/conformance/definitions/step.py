@@ -174,12 +174,12 @@ def case(rule: str, title: str, reason: str, step: Step | Callable[[], Step]) ->
 
 def step_json(step: Step, reason: str) -> dict[str, Any]:
     """Write one step for cases/*.json."""
-    allowed = reason in {"allowed", "unguarded"}
-    answer = None if allowed else ANSWERS[Reason(reason)]
+    allowed, kept = reason in {"allowed", "unguarded"}, reason == "evidence_kept"
+    answer = None if allowed or kept else ANSWERS[Reason(reason)]
     expect: dict[str, Any] = {
-        "decision": "allow" if allowed else "deny",
+        "decision": "allow" if allowed else "keep" if kept else "deny",
         "reason": reason,
-        "status": None if answer is None else answer.status,
+        "status": 204 if kept else None if answer is None else answer.status,
         "challenge": answer is not None and answer.challenge,
     }
     if reason == "allowed":

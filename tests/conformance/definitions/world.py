@@ -39,6 +39,7 @@ ROUTES: Final[list[dict[str, Any]]] = [
     {"name": "classical", "path": "/classical", "algorithms": [ED, P256]},
     {"name": "pq", "path": "/pq", "mode": "pq_only", "algorithms": [M65, HYBRID]},
     {"name": "evidence", "path": "/evidence", "evidence": "required"},
+    {"name": "never-relaxes", "path": "/plain", "relax": "off"},
     {"name": "hybrid", "path": "/hybrid/**", "algorithms": [HYBRID, P256_HYBRID]},
     {"name": "either", "path": "/either", "mode": "or", "algorithms": [HYBRID, ED, M65]},
     {"name": "either-listed", "path": "/either-listed", "mode": "or", "algorithms": [HYBRID]},
@@ -118,6 +119,7 @@ KEYS: Final[dict[str, Key]] = {
         *_pair("half-past", "dora", ED, not_after="2020-01-01T00:00:00Z"),
     ]
 }
+ALGORITHM_OF: Final = {name: ALGORITHMS[key.algorithm] for name, key in KEYS.items()}
 SIGNERS: Final = {name: private_key_from_jwk(key.private_jwk) for name, key in KEYS.items()}
 
 
