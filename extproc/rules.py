@@ -14,6 +14,7 @@ from policy.evaluator import PolicyError
 
 if TYPE_CHECKING:
     from extproc.config import FilterConfig
+    from extproc.policy_engine import PolicyFiles
     from policy.evaluator import PolicyEvaluator
 
 
@@ -30,10 +31,13 @@ class Rules:
     plan_digest: str
 
 
-def rules_of(config: FilterConfig) -> Rules:
-    """Build the rules that `config` states. Raises ConfigError when the policy that it names cannot be used."""
+def rules_of(config: FilterConfig, files: PolicyFiles | None = None) -> Rules:
+    """Build the rules that `config` states. Raises ConfigError when the policy that it names cannot be used.
+
+    `files`: of a compiled policy, where they were read before.
+    """
     try:
-        policy = open_engine(config)
+        policy = open_engine(config, files)
     except PolicyError as error:
         raise ConfigError(f"{config.path}: policy: {error}") from error
     digest = hashlib.sha256(f"{plan_digest(config.plan)}\n{config.digest}\n".encode()).hexdigest()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import multiprocess
 
-from extproc.config import ConfigError, load_config, read_config_file
+from extproc.accepted import AcceptedFiles, take
+from extproc.config import ConfigError
 from extproc.errors import ServerFault
 from extproc.reload import needs_restart
-from extproc.rules import rules_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,9 +31,6 @@ STEADY_AFTER_S: Final = 10.0
 KILL_AFTER_DRAIN_S: Final = 3.0
 """How long past its drain time a worker may take before it is killed."""
 POLL_S: Final = 0.05
-ACCEPTED_FILE: Final = "accepted.toml"
-"""The configuration that was accepted last, beside the sockets: what a worker that died starts from."""
-PRIVATE_MODE: Final = 0o600
 
 
 @dataclass(slots=True)
@@ -55,11 +51,9 @@ class Supervisor:
         Raises `ConfigError`.
         """
         self._config_path, self._environ, self._log_options = config_path, environ, log_options
-        self._content = read_config_file(config_path)
-        config = self._config = load_config(config_path, environ, content=self._content)
-        rules_of(config)
-        self._accepted_path = config.filter.socket_dir / ACCEPTED_FILE
-        self._kept: tuple[int, int, int] | None = None
+        self._accepted, rules = take(config_path, environ)
+        config = self._config = rules.config
+        self._files = AcceptedFiles(config.filter.socket_dir)
         self._stopping = False
         self._reload = False
         # The workers hold the read end: it ends when this process does, however it ends, and they drain.
@@ -90,36 +84,24 @@ class Supervisor:
             # Whoever writes there could put another socket in the place of a worker's.
             raise ServerFault("filter.socket_dir: its group or others may write to it; make it mode 0700")
         self._metrics_dir.mkdir(exist_ok=True, mode=0o700)
-        self._keep_accepted()
+        self._files.keep(self._accepted)
         for leftover in self._metrics_dir.glob("*.db"):
             leftover.unlink(missing_ok=True)
 
     def _accept(self) -> None:
-        """Take the file's content for workers to start from, if they could; each running one says if not."""
+        """Take what the files hold for workers to go on with, if they could; each running one says if not."""
         try:
-            content = read_config_file(self._config_path)
-            config = load_config(self._config_path, self._environ, content=content)
-            rules_of(config)
+            accepted, rules = take(self._config_path, self._environ)
         except ConfigError:
             return
-        if not needs_restart(self._config, config):
-            self._config, self._content = config, content
-            self._keep_accepted()
-
-    def _keep_accepted(self) -> None:
-        temporary = self._accepted_path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE), "wb") as file:
-            file.write(self._content)
-            file.flush()
-            self._kept = _identity(os.fstat(file.fileno()))
-        temporary.replace(self._accepted_path)
-
-    def _drop_accepted(self) -> None:
-        """Remove the configuration that this supervisor kept, and never that of one that took over meanwhile."""
-        with contextlib.suppress(FileNotFoundError):
-            if _identity(self._accepted_path.stat()) == self._kept:
-                self._accepted_path.unlink()
+        if needs_restart(self._config, rules.config):
+            return
+        try:
+            self._files.keep(accepted)
+        except OSError as error:
+            LOG.error("what was read cannot be kept, so nothing changes: %s", error.strerror)
+            return
+        self._config, self._accepted = rules.config, accepted
 
     def _on_stop(self, _number: int, _frame: object) -> None:
         self._stopping = True
@@ -130,7 +112,7 @@ class Supervisor:
     def _start(self, index: int) -> _Slot:
         command = [sys.executable, "-m", "extproc", *self._log_options, "worker", "--config", str(self._config_path)]
         command += ["--index", str(index), "--lifeline-fd", str(self._lifeline_read)]
-        command += ["--accepted", str(self._accepted_path)]
+        command += ["--accepted", str(self._files.path)]
         environ = {**self._environ, "PROMETHEUS_MULTIPROC_DIR": str(self._metrics_dir)}
         # Blocked signals stay blocked in the child: a reload while it starts waits until it listens.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
@@ -174,10 +156,5 @@ class Supervisor:
                 slot.process.kill()
                 slot.process.wait()
         os.close(self._lifeline_write)
-        self._drop_accepted()
+        self._files.drop()
         return 0
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int]:
-    """Tell one file from another under the same name; the number of one that is gone may come again, its time not."""
-    return status.st_dev, status.st_ino, status.st_mtime_ns

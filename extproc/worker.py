@@ -27,7 +27,7 @@ from extproc.body_telemetry import BodyTelemetry
 from extproc.body_verdict import BodyVerdicts
 from extproc.breaker_share import BreakerShare
 from extproc.challenge_supply import ChallengeSupply
-from extproc.config import ConfigError, FilterConfig, load_config, read_config_file
+from extproc.config import ConfigError, FilterConfig
 from extproc.custody import degraded_text, open_sealing_keys
 from extproc.evidence import EvidenceDesk, EvidenceParts
 from extproc.evidence_log import EvidenceLog
@@ -41,8 +41,7 @@ from extproc.outcome_telemetry import OutcomeTelemetry
 from extproc.pipeline import Parts, Pipeline
 from extproc.policy_upkeep import PolicyUpkeep
 from extproc.readiness import store_problem
-from extproc.reload import needs_restart
-from extproc.rules import Rules, rules_of
+from extproc.rules_source import RulesSource
 from extproc.server import MAX_EDGE_BODY_BYTES, FilterServer
 from extproc.stress_desk import StressDesk, StressTelemetry
 from extproc.telemetry import Telemetry, keep_values_as
@@ -55,6 +54,8 @@ from receipts.writer import ReceiptWriter
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from pathlib import Path
+
+    from extproc.rules import Rules
 
 LOG: Final = logging.getLogger("signet.worker")
 TICK_S: Final = 1.0
@@ -107,9 +108,10 @@ class Worker:
     """One worker process. Made and run inside its event loop, which owns it."""
 
     def __init__(self, config_path: Path, index: int, environ: Mapping[str, str], accepted: Path | None) -> None:
-        self._config_path, self._index, self._environ = config_path, index, environ
-        config = load_config(config_path, environ, content=None if accepted is None else read_config_file(accepted))
-        self._rules: Rules = rules_of(config)
+        self._index = index
+        self._source = RulesSource(config_path, environ, accepted)
+        self._rules: Rules = self._source.first()
+        config = self._rules.config
         self._upkeep = PolicyUpkeep(lambda: self._rules.policy)
         self._telemetry = Telemetry(REGISTRY)
         self._keyring = KeyringFile(config.keyring.path, algorithms_by(config.keyring.ml_dsa_provider))
@@ -222,22 +224,16 @@ class Worker:
     def reload(self) -> None:
         """Load the configuration again; a bad one is reported and the old one stays in force."""
         try:
-            config = load_config(self._config_path, self._environ)
-            fixed = needs_restart(self.config, config)
-            rules = rules_of(config)
+            rules = self._source.again(self.config)
         except (ConfigError, OSError) as error:
             self._telemetry.reloads.labels("refused").inc()
             LOG.error("configuration not reloaded, the old one stays in force: %s", error)
             return
-        if fixed:
-            self._telemetry.reloads.labels("refused").inc()
-            LOG.error("configuration not reloaded, a change of %s needs a restart", ", ".join(fixed))
-            return
         self._upkeep.retire(self._rules.policy)
         self._rules = rules
-        self._stress.load(config)
+        self._stress.load(rules.config)
         self._telemetry.reloads.labels("loaded").inc()
-        LOG.info("configuration reloaded, digest %s", config.digest)
+        LOG.info("configuration reloaded, digest %s", rules.config.digest)
 
     async def _steer_forever(self) -> None:
         while True:
@@ -313,8 +309,8 @@ async def _run(config_path: Path, index: int, lifeline_fd: int | None, accepted:
 def run_worker(config_path: Path, index: int, lifeline_fd: int | None, accepted: Path | None) -> int:
     """Run one worker until it is told to stop. Returns the exit status.
 
-    `accepted`: where the supervisor keeps the configuration that it accepted last; a worker that starts again takes
-    that one and not what the file happens to hold by then.
+    `accepted`: where the supervisor keeps what it accepted last; a worker that starts or loads again takes that, the
+    policy's files included, and not what they happen to hold by then.
     """
     keep_values_as(index)
     uvloop.run(_run(config_path, index, lifeline_fd, accepted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,16 @@ from collections.abc import Iterator
 from datetime import datetime
 
 import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
+from extproc.accepted import ACCEPTED_FILE
 from extproc.config_fields import ConfigError
 from extproc.errors import ServerFault
-from extproc.supervisor import ACCEPTED_FILE, MIN_BACKOFF_S, Supervisor
-from tests.support.check_calls import FilterCalls, reason_of
+from extproc.supervisor import MIN_BACKOFF_S, Supervisor
+from receipts.store_sqlite import SqliteReceiptStore
+from tests.support.check_calls import FilterCalls, reason_of, receipt_of
 from tests.support.filter_process import FilterFolder, filter_folder, running, until
+from tests.unit.policy.test_engines import COMPILED
 
 
 @pytest.fixture
@@ -189,6 +194,51 @@ def test_a_policy_that_no_worker_could_use_starts_nothing(module: bytes | None) 
         with pytest.raises(ConfigError, match="policy"):
             Supervisor(folder.config, {})
         assert list((folder.folder / "run").iterdir()) == []
+
+
+def digest_of(folder: FilterFolder, response: CheckResponse) -> str:
+    with contextlib.closing(SqliteReceiptStore(folder.folder / "receipts.sqlite3")) as store:
+        stored = store.get(receipt_of(response))  # type: ignore[arg-type]
+    assert stored is not None
+    return str(json.loads(stored.raw)["policy"]["digest"])
+
+
+def test_a_policy_file_that_was_changed_decides_nothing_before_a_reload() -> None:
+    with filter_folder(drain_timeout_s=1) as served:
+        module = served.folder / "own.wasm"
+        module.write_bytes(COMPILED.read_bytes())
+        served.config.write_text(served.config_text + '\n[policy]\nmodule = "own.wasm"\n')
+        served.start("serve")
+        victim, _ = served.pid(0), served.pid(1)
+        module.write_bytes(COMPILED.read_bytes() + b"\x00\x02\x01x")
+        os.kill(victim, signal.SIGKILL)
+        new_pid(served, victim)
+
+        def digests() -> list[str]:
+            found = []
+            for index in (0, 1):
+                with FilterCalls(served.socket(index)) as calls:
+                    found.append(digest_of(served, served.pass_once(calls)))
+            return found
+
+        before = digests()
+        assert len({*before}) == 1, "a worker that started again decides by the policy that the other one runs"
+        served.processes[0].send_signal(signal.SIGHUP)
+        served.wait_logged("configuration reloaded", times=2)
+        after = digests()
+        assert len({*after}) == 1
+        assert after != before
+
+
+def test_a_reload_that_cannot_be_kept_changes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    with filter_folder(workers=1) as folder:
+        supervisor = Supervisor(folder.config, {})
+        supervisor._prepare()
+        (folder.folder / "run" / f"{ACCEPTED_FILE}.tmp").mkdir()
+        folder.config.write_text(folder.config_text + LATE_ROUTE)
+        supervisor._accept()
+        assert "nothing changes" in caplog.text
+        assert (folder.folder / "run" / ACCEPTED_FILE).read_text() == folder.config_text
 
 
 def test_a_supervisor_that_ends_leaves_what_its_successor_accepted() -> None:
