@@ -259,11 +259,16 @@ class Container:
         try:
             for block in blocks:
                 waiting = block
+                if inflate.eof:
+                    raise Invalid("container", f"{member.name} goes on after its end")
                 while waiting and not inflate.eof:
                     yield inflate.decompress(waiting, _CHUNK)
                     waiting = inflate.unconsumed_tail
-                if inflate.eof and inflate.unused_data:
+                if inflate.unused_data:
                     raise Invalid("container", f"{member.name} goes on after its end")
+            # All packed bytes are taken in, but a piece that was full may have left some of what they unpack to.
+            while not inflate.eof and (rest := inflate.decompress(b"", _CHUNK)):
+                yield rest
         except zlib.error as error:
             raise Invalid("container", f"{member.name} cannot be unpacked") from error
         if not inflate.eof:
@@ -355,6 +360,8 @@ def parse_json(data: bytes, what: str) -> Any:
     """Parse JSON without duplicate members, NaN or endless numbers. Raises Invalid, Unusable."""
     if max(data.count(b","), data.count(b"{") + data.count(b"[")) > MAX_JSON_PARTS:
         raise Unusable(f"{what} has more parts than any pack's")
+    if len(data) > DEFAULT_MAX_MEMBER_BYTES and not data.isascii():
+        raise Unusable(f"{what} would take more memory than any pack's")
     try:
         return _strict.decode(data.decode())
     except (ValueError, RecursionError, OverflowError) as error:
@@ -437,6 +444,11 @@ class Fields:
         if not _HEX.fullmatch(text):
             self._wrong(name)
         return bytes.fromhex(text)
+
+    def uuid(self, name: str) -> str:
+        """A UUID in lower case."""
+        text = self.text(name, 36)
+        return text if _UUID.fullmatch(text) else self._wrong(name)
 
     def hash(self, name: str) -> bytes:
         """32 bytes in base64."""
@@ -856,7 +868,7 @@ class PackVerifier:
             last = Fields(fields.optional("since"), ("size", "root"), MANIFEST)
             since = last.integer("size"), last.hash("root")
         manifest = Manifest(
-            fields.text("origin", 255),
+            _origin(fields.text("origin", 255)),
             _day(fields.text("date", 10)),
             fields.flag("complete"),
             fields.integer("created_s", _MAX_SAFE),
@@ -1049,7 +1061,7 @@ class PackVerifier:
         return [] if self._since is None else [(self._since.manifest.end, self._since.manifest.root)]
 
     def _check_policy(self) -> None:
-        digest = hashlib.sha256(self._whole("policy/bundle")).hexdigest()
+        digest = self._manifest.files["policy/bundle"][1].hex()  # Compared with the bundle before.
         if self._whole("policy/digest") != digest.encode() + b"\n":
             raise Invalid("policy", "policy/digest is not the digest of policy/bundle")
         self._policy_digest = digest
@@ -1119,7 +1131,7 @@ class PackVerifier:
         what = PREDECESSORS
         for line in self._lines(what, MAX_LINE_BYTES):
             fields = Fields(parse_json(line, what), ("writer", "index", "receipt", "leaf", "proof"), what)
-            index, leaf, writer = fields.integer("index"), fields.hash("leaf"), fields.text("writer")
+            index, leaf, writer = fields.integer("index"), fields.hash("leaf"), fields.uuid("writer")
             head = self._report.checkpoint
             if index >= self._manifest.start or writer in found or len(found) >= MAX_WRITERS:
                 raise Invalid("chain", "a predecessor is none, or is there twice")
@@ -1189,6 +1201,13 @@ def head_facts(head: Head) -> tuple[int, bytes, int]:
     return head.size, head.root, head.time_s
 
 
+def _origin(text: str) -> str:
+    """Take a log's name: what C2SP signed-note lets a key be called, and nothing that a terminal would act on."""
+    if not text or not text.isprintable() or " " in text or "+" in text:
+        raise Invalid("manifest", "the manifest's origin is none")
+    return text
+
+
 def _day(text: str) -> str:
     try:
         if dt.date.fromisoformat(text).isoformat() == text:
@@ -1214,10 +1233,10 @@ def _parse_pruned(raw: bytes, index: int) -> tuple[bytes, str, int]:
     """Read the line of a receipt whose payload was dropped: leaf hash, writer, wseq. Raises Invalid."""
     try:
         value = parse_canonical(raw)
-        if value["pruned"] is not True:
-            raise ValueError("not pruned")
+        if value["pruned"] is not True or value["wseq"] == 0:
+            raise ValueError("not pruned, or of no number")
         fields = Fields(value, ("leaf", "pruned", "writer", "wseq"), f"the line of receipt {index}")
-        return fields.digest("leaf"), fields.text("writer", 36), fields.integer("wseq", _MAX_SAFE)
+        return fields.digest("leaf"), fields.uuid("writer"), fields.integer("wseq", _MAX_SAFE)
     except (ValueError, KeyError, TypeError, Invalid) as error:
         raise Invalid("receipts", f"line of receipt {index} is neither a receipt nor pruned", index) from error
 
@@ -1231,11 +1250,12 @@ def parse_receipt(raw: bytes, index: int | None) -> dict[str, Any]:
     if not isinstance(receipt, dict):
         raise Invalid("receipts", f"receipt {index} is not an object", index)
     get = receipt.get
-    wseq, prev, writer, name = get("wseq"), get("prev"), get("writer"), get("id")
+    kind, wseq, prev, writer, name = get("kind"), get("wseq"), get("prev"), get("writer"), get("id")
     good = (
         type(get("v")) is int
         and get("v") == 1
-        and get("kind") in _KINDS
+        and isinstance(kind, str)
+        and kind in _KINDS
         and type(wseq) is int
         and 1 <= wseq <= _MAX_SAFE
         and (prev is None if wseq == 1 else isinstance(prev, str) and _HEX.fullmatch(prev) is not None)
@@ -1344,17 +1364,36 @@ class Chains:
         """Find what a writer's first receipt in the pack must follow."""
         if len(self._tails) >= MAX_WRITERS:
             raise Unusable(f"more than {MAX_WRITERS} writers")
-        before = self._before.pop(writer, None)
+        before, known = self._before.pop(writer, None), self._known(writer)
         if before is None:
+            if known is not None:
+                message = f"receipt {index} begins a chain anew that the older pack has"
+                raise Invalid("since", message, index, receipt_id)
             return 0, b""
+        if wseq == 1:
+            message = f"receipt {index} is its writer's first, and yet there is one before it"
+            raise Invalid("chain", message, index, receipt_id)
         last = wseq - 1 if before.wseq is None else before.wseq
-        since = self._since
-        start = self._report.manifest.start
-        in_older = since is not None and since.manifest.start <= before.index < since.manifest.end <= start
-        if since is not None and in_older and since.tails.get(writer) != (last, before.leaf):
+        if not self._goes_on(known, before, last):
             message = f"receipt {index} does not follow its writer's last one in the older pack"
             raise Invalid("since", message, index, receipt_id)
         return last, before.leaf
+
+    def _known(self, writer: str) -> tuple[int, bytes] | None:
+        """Give a writer's end in the older pack, where that ends before this one begins."""
+        since = self._since
+        if since is None or since.manifest.end > self._report.manifest.start:
+            return None  # What both have was compared as one tree.
+        return since.tails.get(writer)
+
+    def _goes_on(self, known: tuple[int, bytes] | None, before: Predecessor, last: int) -> bool:
+        """Tell whether a predecessor is what the older pack ends with, or lies between the two packs."""
+        since = self._since
+        if since is None or since.manifest.end > self._report.manifest.start:
+            return True
+        if before.index >= since.manifest.end:
+            return known is None or last > known[0]
+        return known == (last, before.leaf) or (known is None and before.index < since.manifest.start)
 
     def finish(self) -> None:
         """Refuse predecessors of writers that have no receipt in the pack. Raises Invalid."""
@@ -1476,7 +1515,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--since", metavar="PACK", help="an older pack that this one must go on from")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     args = parser.parse_args(argv)
-    progress = _progress_bar if sys.stderr.isatty() and not args.json else lambda _done, _all: None
+    watched = sys.stderr is not None and sys.stderr.isatty()  # None when its descriptor was closed.
+    progress = _progress_bar if watched and not args.json else lambda _done, _all: None
     answer: dict[str, Any]
     try:
         report = _check_all(args, progress)
@@ -1485,13 +1525,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         answer = {"valid": False, "check": error.check, "message": error.message, "receipt": receipt}
         place = "" if error.index is None else f"\nreceipt    index {error.index}, id {error.receipt_id or 'unknown'}"
         text, status = f"INVALID    {error.check}: {error.message}{place}\n", EXIT_INVALID
-    except Unusable as error:
-        answer = {"valid": None, "check": "input", "message": str(error), "receipt": None}
-        text, status = f"UNUSABLE   {error}\n", EXIT_UNUSABLE
+    except Exception as error:  # noqa: BLE001 - a traceback would end in 1, which is a verdict
+        reason = str(error) if isinstance(error, Unusable) else f"the verifier failed: {type(error).__name__}"
+        answer = {"valid": None, "check": "input", "message": reason, "receipt": None}
+        text, status = f"UNUSABLE   {reason}\n", EXIT_UNUSABLE
     else:
         answer, text, status = report_json(report), report_text(report), EXIT_VALID
-    sys.stdout.write(json.dumps(answer) + "\n" if args.json else text)
-    return status
+    # A verdict that nobody can read is none, unless it is the bad one.
+    return status if _say(json.dumps(answer) + "\n" if args.json else text) else status or EXIT_UNUSABLE
+
+
+def _say(text: str) -> bool:
+    """Write to the standard output, whatever its encoding; tell whether all of it went out."""
+    try:
+        encoding = sys.stdout.encoding or "ascii"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):  # Full, closed, or never there.
+        sys.stdout = None  # Or the interpreter tries again, and ends in 120
+        return False
+    return True
 
 
 if __name__ == "__main__":

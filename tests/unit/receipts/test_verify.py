@@ -347,6 +347,8 @@ CHEATS: dict[str, tuple[Callable[[], list[bytes]], int]] = {
     "wseq is a truth": (lambda: [chain(1)[0].replace(b'"wseq":1', b'"wseq":true')], 0),
     "wseq is a double": (lambda: [chain(1)[0].replace(b'"wseq":1', b'"wseq":1.5')], 0),
     "writer is a list": (lambda: [chain(1)[0].replace(b'"%b"' % WRITERS[0].encode(), b'["a"]')], 0),
+    "kind is a list": (lambda: [chain(1)[0].replace(b'"decision","plan"', b'["decision"],"plan"')], 0),
+    "kind is an object": (lambda: [chain(1)[0].replace(b'"decision","plan"', b'{},"plan"')], 0),
     "depth without end": (lambda: [b"[" * 30_000], 0),
     "not UTF-8": (lambda: [*chain(1), b'{"a":"\xff"}'], 1),
     "a lone surrogate": (lambda: [*chain(1), b'{"a":"\\ud800"}'], 1),
