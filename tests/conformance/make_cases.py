@@ -18,6 +18,7 @@ from typing import Any
 from tests.conformance.definitions import (
     accepted,
     after_the_proof,
+    answers,
     before_the_proof,
     client,
     client_relaxes,
@@ -40,6 +41,7 @@ VERIFIER: dict[str, tuple[Case, ...]] = {
     "after-the-proof": after_the_proof.CASES,
     "evidence": evidence.CASES,
     "relaxed": relaxed.CASES,
+    "answers": answers.CASES,
 }
 CLIENT: dict[str, tuple[dict[str, Any], ...]] = {
     "client-signs": client.SIGN,

@@ -31,6 +31,7 @@ from pch.httpsig.signature_input import parse_signature_input
 from pch.keys import private_key_from_jwk, public_key_from_jwk, thumbprint
 from pch.reasons import ANSWERS
 from pch.relaxed import parse_envelope
+from tests.conformance.answer_checks import check_refusal, check_upstream
 from tests.conformance.make_cases import CLIENT, VERIFIER, documents
 from tests.support.filter_parts import FilterParts, KeyPair, SetClock, edge_request
 
@@ -103,6 +104,7 @@ def edge_request_of(step: dict[str, Any]) -> EdgeRequest:
         binding=None if edge["binding_hex"] is None else bytes.fromhex(edge["binding_hex"]),
         body=base64.b64decode(step["request"]["body_base64"]),
         header_bytes=sum(len(name) + len(value) + 4 for name, value in lines),
+        is_grpc=any(value.startswith(b"application/grpc") for name, value in lines if name == "content-type"),
         deferrable=True,
     )
 
@@ -123,7 +125,11 @@ def check_answer(expect: dict[str, Any], answer: Answer) -> None:
         }
         bases = {each.proof.label: each.signature_base.decode() for each in answer.verified.signatures}
         assert bases == expect["signature_bases"]
-    assert said == {name: value for name, value in expect.items() if name != "signature_bases"}
+    assert said == {name: value for name, value in expect.items() if name not in {"signature_bases", "answer"}}
+    if "upstream" in expect.get("answer", {}):
+        check_upstream(expect["answer"]["upstream"], answer)
+    elif "answer" in expect:
+        check_refusal(expect["answer"], denied)
 
 
 @pytest.mark.parametrize("case", cases(*VERIFIER))

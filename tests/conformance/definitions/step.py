@@ -31,7 +31,10 @@ Covered = Sequence[str | ComponentId]
 
 @dataclass(frozen=True)
 class Step:
-    """One request. `binding`: what the edge vouches for. `stream`, `instance`: whose Check it is (PCH §4 step 9)."""
+    """One request. `binding`: what the edge vouches for. `stream`, `instance`: whose Check it is (PCH §4 step 9).
+
+    `answer`: what the case says of the answer beside its reason, None for nothing.
+    """
 
     method: str = "GET"
     target: str = "/protected"
@@ -44,6 +47,7 @@ class Step:
     instance: str = "edge-1"
     at_ms: int = NOW_MS
     signer: str | None = None
+    answer: dict[str, Any] | None = None
 
     @property
     def message(self) -> RequestMessage:
@@ -190,6 +194,8 @@ def step_json(step: Step, reason: str) -> dict[str, Any]:
             "key_ids": [KEYS[name].key_id for name in names],
         }
     expect["signature_bases"] = signature_bases_of(step.message)
+    if step.answer is not None:
+        expect["answer"] = step.answer
     return {
         "now_ms": step.at_ms,
         "edge": {
