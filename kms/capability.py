@@ -54,6 +54,16 @@ class Authority:
         known = None if self._revocations is None else self._revocations.problem
         return known or self._roots.problem
 
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """List the ids of the roots that verify; looks at their file when that is due."""
+        return self._roots.in_force
+
+    @property
+    def revoked(self) -> frozenset[str]:
+        """List the ids of tokens and roots that are taken back; looks at their file when that is due."""
+        return frozenset() if self._revocations is None else self._revocations.in_force
+
     def reload(self) -> None:
         """Look at the files of roots and revocations now."""
         self._roots.reload()

@@ -29,6 +29,9 @@ class Keeper:
         self._aborted = telemetry.tasks_aborted.labels("keeper")
         self._sessions = telemetry.backend_sessions
         self._probes: dict[str, asyncio.Future[None]] = {}
+        self._up: dict[str, bool] = {}
+        # Told of each backend when it first answers, and whenever that changes.
+        self.on_session: Callable[[str, bool], None] = lambda _backend, _up: None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, first: Callable[[], Awaitable[None]]) -> None:
@@ -77,3 +80,6 @@ class Keeper:
         self._custody.note(name, answered=answered, probed=True)
         self._sessions.labels(name, "connected").set(answered)
         self._sessions.labels(name, "error").set(not answered)
+        if self._up.get(name) is not answered:
+            self._up[name] = answered
+            self.on_session(name, answered)

@@ -1,4 +1,7 @@
-"""What the service tells of itself beside answers and logs: kms.* events, and spans of what no request waits for."""
+"""What the service tells of itself beside its answers: kms.* events, and log lines and spans of what no request asked.
+
+The lines have the names of OBSERVABILITY.md §3.1's catalogue.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ if TYPE_CHECKING:
     from kms.clock import Clock
     from kms.config_sections import KmsConfig
     from kms.events import EventBus
+    from kms.logs import LogWriter
     from kms.readiness import ReadyPayload
     from kms.spans import Tracing
 
@@ -17,8 +21,8 @@ SERVICE: Final = "ron-kms"
 class Notices:
     """The six events (INTEROP.md §3.1), with names, hashes and numbers only. One event loop owns it."""
 
-    def __init__(self, bus: EventBus, tracing: Tracing | None, clock: Clock) -> None:
-        self._bus, self._tracing, self._clock = bus, tracing, clock
+    def __init__(self, bus: EventBus, tracing: Tracing | None, clock: Clock, log: LogWriter) -> None:
+        self._bus, self._tracing, self._clock, self._log = bus, tracing, clock, log
         self._version = 0
 
     def health(self, *, ok: bool, reason: str | None = None) -> None:
@@ -28,12 +32,17 @@ class Notices:
 
     def ready(self, payload: ReadyPayload) -> None:
         """Tell that readiness flipped."""
+        event = "readyz_true" if payload.ready else "readyz_false"
+        level = "info" if payload.ready else "warn"
+        self._log.event(level, event, missing=payload.missing, degraded=payload.degraded)
         told = {"ready": payload.ready, "missing": payload.missing, "degraded": payload.degraded}
         self._bus.publish("kms.ready", told)
 
     def checkpoint(self, root: str, size: int, ok: bool, took_s: float) -> None:  # noqa: FBT001 - a callback's shape
         """Tell of an attempt at a checkpoint; from any thread. `root`: hex; `size`: records under it."""
         told = {"head": root, "index": size, "ok": ok}
+        level, event = ("info", "audit_checkpoint_ok") if ok else ("error", "audit_checkpoint_failed")
+        self._log.event(level, event, head=root, index=size, latency_ms=round(took_s * 1000, 3))
         self._bus.publish_from_thread("kms.audit.checkpoint", told)
         if self._tracing is not None:
             attributes = {"head": root, "index": size, "result": "ok" if ok else "err"}
@@ -41,8 +50,15 @@ class Notices:
 
     def attestation(self, backend: str, class_: str | None, ok: bool) -> None:  # noqa: FBT001 - a callback's shape
         """Tell of an attempt at evidence."""
+        level, event = ("debug", "attestation_refresh_ok") if ok else ("warn", "attestation_refresh_failed")
+        self._log.event(level, event, backend=backend, attestation_class=class_)
         payload: dict[str, object] = {"backend": backend, "ok": ok}
         self._bus.publish("kms.attestation.status", payload if class_ is None else {**payload, "class": class_})
+
+    def session(self, backend: str, up: bool) -> None:  # noqa: FBT001 - a callback's shape
+        """Tell that a backend began or ceased to answer."""
+        level, event = ("info", "backend_session_up") if up else ("warn", "backend_session_down")
+        self._log.event(level, event, backend=backend)
 
     def config(self, config: KmsConfig) -> None:
         """Tell that a configuration is in force, and the phase that it sets."""

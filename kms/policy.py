@@ -134,10 +134,14 @@ class TenantRules:
 
 @dataclass(frozen=True, slots=True)
 class TenantTable:
-    """The rows, and the one for tenants without their own (None: such tenants are refused)."""
+    """The rows, and the one for tenants without their own (None: such tenants are refused).
+
+    `file_sha256`: of the file that it was read from, hex; "" where there is none.
+    """
 
     tenants: Mapping[str, TenantRules] = field(default_factory=dict)
     default: TenantRules | None = None
+    file_sha256: str = ""
 
 
 class StaticPolicy:
@@ -154,6 +158,11 @@ class StaticPolicy:
         self._verify_mode = verify_mode
         self._rollout_percent = rollout_percent
         self._decisions: dict[str, PolicyDecision] = {}
+
+    @property
+    def file_sha256(self) -> str:
+        """Name the table that it decides by: the SHA-256 of its file, hex, "" without one."""
+        return self._table.file_sha256
 
     async def decide(self, question: PolicyQuestion) -> PolicyDecision:
         """Decide one operation; see `PolicyClient`."""

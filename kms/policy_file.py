@@ -8,6 +8,7 @@ rate_per_s = 200
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -65,7 +66,8 @@ def read_policy(path: Path | None, ops: frozenset[str]) -> TenantTable:
     except (OSError, ValueError, msgspec.ValidationError, KmsError, RecursionError) as error:
         raise PolicyDenied("the policy file cannot be used", reason="policy_unavailable") from error
     rows = {tenant: _rules(row) for tenant, row in parsed.tenants.items()}
-    return TenantTable(rows, None if parsed.default is None else _rules(parsed.default))
+    default = None if parsed.default is None else _rules(parsed.default)
+    return TenantTable(rows, default, hashlib.sha256(raw).hexdigest())
 
 
 def _check_ops(row: _Row, ops: frozenset[str]) -> None:

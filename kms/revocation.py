@@ -42,6 +42,11 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if not all(map(TOKEN_ID.match, self.tokens)) or not all(map(ROOT_ID.match, self.roots)):
             raise ValueError("not the id of a token or root")
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Give the ids of both kinds."""
+        return frozenset((*self.tokens, *self.roots))
+
 
 class Revocations:
     """What is revoked, as the file at `path` says. Without a file at start, nothing is. Raises RevocationError."""
@@ -67,6 +72,12 @@ class Revocations:
         if self._file.problem is not None:
             raise StoreUnavailable("the revocations cannot be read", reason="revocations")
         return token_id in self._file.value.tokens or root_id in self._file.value.roots
+
+    @property
+    def in_force(self) -> frozenset[str]:
+        """List the ids that are revoked: those of tokens have 32 hex digits, those of roots 16."""
+        self._file.refresh()
+        return self._file.value.ids
 
     def reload(self) -> None:
         """Look at the file now."""

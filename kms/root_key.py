@@ -99,6 +99,12 @@ class RootKeys:
         self._file.refresh()
         return self._file.value.get(root_id)
 
+    @property
+    def in_force(self) -> tuple[str, ...]:
+        """List the ids of the roots, in their order."""
+        self._file.refresh()
+        return tuple(self._file.value)
+
     def reload(self) -> None:
         """Look at the file now."""
         self._file.reload()

@@ -32,6 +32,7 @@ from kms.monitoring import Monitoring
 from kms.notices import Notices
 from kms.openapi import openapi_json
 from kms.readiness import Readiness, ReadyPayload
+from kms.rules_in_force import RulesInForce
 from kms.service_parts import ServiceParts, open_parts
 from kms.service_probes import ServiceState, service_probes, snapshot_of
 from kms.spans import TracedCalls, TracedDispatcher, open_tracing
@@ -96,11 +97,12 @@ class KmsServer:
         tell = partial(_tell_process, os.getpid() if lifeline_fd is None else os.getppid())
         url = self._config.bus.redis_url
         bus = EventBus(url, self.telemetry, partial(tell, signal.SIGHUP), partial(tell, signal.SIGTERM))
-        self._notices = Notices(bus, self._tracing, self._clock)
+        self._notices = Notices(bus, self._tracing, self._clock, self.log)
         parts = open_parts(self._config, self._providers, self.telemetry, self._clock, self._tracing)
         if isinstance(parts.audit, ChainedAuditLog):
             parts.audit.on_checkpoint = self._notices.checkpoint
         parts.core.services.attestations.on_refresh = self._notices.attestation
+        parts.core.keeper.on_session = self._notices.session
         try:
             await self._serve(parts, lifeline_fd, bus)
         finally:
@@ -119,6 +121,10 @@ class KmsServer:
         self._readiness = Readiness(probes, lambda: snapshot_of(parts, lambda: self._config), self._tell_readiness)
         calls.clock_ok = lambda: "clock_ok" not in self._readiness.payload.missing
         await parts.core.start()
+        rules = RulesInForce(
+            parts.audit, parts.authority, lambda: self._config, lambda: parts.core.dispatcher.settings.policy
+        )
+        await rules.look()
         await self._listen(calls)
         self._state.listening = True
         self._readiness.look()
@@ -136,7 +142,7 @@ class KmsServer:
         self._notices.config(self._config)
         self._take_signals(parts, lifeline_fd)
         bus.start()
-        watch = asyncio.create_task(self._watch(), name="kms-watch")
+        watch = asyncio.create_task(self._watch(rules), name="kms-watch")
         try:
             await self._stop.wait()
         finally:
@@ -230,10 +236,11 @@ class KmsServer:
         self.log.event("info", "config_updated", changed=changed)
         self._notices.config(fresh)
 
-    async def _watch(self) -> None:
+    async def _watch(self, rules: RulesInForce) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._readiness.look()
+            await rules.look()
             if self._tls is None:
                 continue
             try:
@@ -259,8 +266,6 @@ class KmsServer:
         await asyncio.gather(*(server.stop(CLOSE_GRACE_S) for server in self._servers))
 
     def _tell_readiness(self, payload: ReadyPayload) -> None:
-        event = "readyz_true" if payload.ready else "readyz_false"
-        self.log.event("info" if payload.ready else "warn", event, missing=payload.missing, degraded=payload.degraded)
         self.telemetry.ready.set(payload.ready)
         self._notices.ready(payload)
 

@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from kms.capability import identity_of, read_token
+from kms.revocation import revoke
 from tests.support.kms_certificates import make_certificate, pem
 from tests.support.kms_service import DIGEST, KmsProcess
 
@@ -110,6 +112,33 @@ def test_told_to_stop_it_drains_signs_the_last_checkpoint_and_ends_with_zero(kms
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     assert kms().ask("GET", "/readyz", token=None, role="metrics").status == 200
+
+
+def audited(folder, op):
+    """Give the details of the audit log's records of one operation, in their order."""
+    lines = [line for path in sorted(folder.glob("kms-audit/*.records")) for line in path.read_text().splitlines()]
+    return [record["detail"] for record in map(json.loads, lines) if record["op"] == op]
+
+
+def test_a_revoked_capability_ends_within_five_seconds_and_the_audit_log_names_it(kms, tmp_path):
+    service = kms()
+    kid, token = service.create(), service.token()
+    assert sign(service, kid, token=token).status == 200
+    began_s, token_id = time.monotonic(), identity_of(read_token(token))[1]
+    revoke(tmp_path / "revoked.json", int(time.time()), token_ids=(token_id,))
+    while sign(service, kid, token=token).status != 401:
+        assert time.monotonic() - began_s < 5
+        time.sleep(0.05)
+    assert sign(service, kid).status == 200, "another capability is not touched"
+    while not audited(tmp_path, "capabilities_revoked"):
+        assert time.monotonic() - began_s < 6, "GOVERNANCE.md §3: an entry within a second"
+        time.sleep(0.05)
+    assert audited(tmp_path, "capabilities_revoked") == [{"ids.00": token_id}]
+    while len(rules := audited(tmp_path, "rules_in_force")) < 2:
+        assert time.monotonic() - began_s < 6
+        time.sleep(0.05)
+    first, changed = rules
+    assert (first["revocations"], changed["revocations"], changed["changed"]) == ("0", "1", "revocations")
 
 
 def test_when_the_supervisor_dies_the_service_drains_and_ends(kms):

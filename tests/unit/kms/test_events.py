@@ -1,6 +1,7 @@
 """The bus: bounded, oldest dropped first and counted, in its own time, on a real Redis."""
 
 import asyncio
+import io
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from kms.clock import SYSTEM_CLOCK
 from kms.config_sections import KmsConfig
 from kms.config_values import ConfigError
 from kms.events import MAX_CANCELS, MAX_QUEUED_EVENTS, PUBLISHED, EventBus
+from kms.logs import LogWriter
 from kms.notices import Notices
 from kms.telemetry import Telemetry
 from tests.support.redis_server import redis_server
@@ -63,7 +65,8 @@ async def test_all_six_are_published_with_the_documents_members(url):
         await subscription.psubscribe("kms.*")
         await subscription.get_message(timeout=1.0)
         bus = bus_on(url)
-        notices = Notices(bus, None, SYSTEM_CLOCK)
+        log = LogWriter(io.StringIO(), SYSTEM_CLOCK.wall_ms)
+        notices = Notices(bus, None, SYSTEM_CLOCK, log)
         bus.start()
         notices.health(ok=True)
         notices.attestation("tpm", "tpm-2.0", True)
@@ -72,6 +75,7 @@ async def test_all_six_are_published_with_the_documents_members(url):
         await asyncio.to_thread(notices.checkpoint, "ab" * 32, 5, True, 0.01)
         seen = await read(subscription, 6)
         await bus.stop()
+        log.close()
     assert seen == [
         ("kms.health", {"service": "ron-kms", "ok": True}),
         ("kms.attestation.status", {"backend": "tpm", "ok": True, "class": "tpm-2.0"}),
