@@ -91,8 +91,8 @@ class BodyStream:
         """Settle the body at its end, and give what was held back. Raises `BadContentDigest`."""
         self._check_open()
         self._over = True
-        if self._envelope_left:
-            raise BadContentDigest("the body ended inside its envelope")
+        if self._envelope_left or (self._order.envelope_bytes and not self._content_bytes):
+            raise BadContentDigest("the body ended inside its envelope, or with it")
         if self._order.content_bytes is not None and self._content_bytes != self._order.content_bytes:
             raise BadContentDigest("the content is not as long as it was said to be")
         sha256 = self._digest.verify()
