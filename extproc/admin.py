@@ -185,6 +185,15 @@ async def _not_found(_request: Request, _error: Exception) -> Response:
     return problem(404, "There is nothing here.")
 
 
+async def _not_so(_request: Request, error: Exception) -> Response:
+    return problem(405, "What is here answers to other methods.", dict(getattr(error, "headers", None) or {}))
+
+
+async def _failed(_request: Request, _error: Exception) -> Response:
+    """Answer for what nobody expected; the server logs it."""
+    return problem(500, "The server failed.")
+
+
 def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, now_ms: Callable[[], int]) -> Starlette:
     """Build the ASGI application."""
     watch = OutcomeWatch(store, clock_ms=now_ms)
@@ -192,7 +201,7 @@ def build_app(config: FilterConfig, store: ReceiptStore, token: bytes | None, no
     admin = AdminApp(config, store, token, now_ms, watch, log)
     app = Starlette(
         routes=[*admin.routes(), *log_routes(log.api, admin.guard)],
-        exception_handlers={404: _not_found},
+        exception_handlers={404: _not_found, 405: _not_so, 500: _failed},
         lifespan=lambda _app: _followed(watch, log),
     )
     # A redirect would quote the Host that the client sent.

@@ -182,7 +182,12 @@ class LogApi:
     # -- packs
 
     async def pack(self, request: Request) -> Response:
-        """Stream the compliance pack of one UTC day."""
+        """Stream the compliance pack of one UTC day.
+
+        Browsers send `Origin` with every POST, and nothing here is for them: a page must not set us to work.
+        """
+        if "origin" in request.headers:
+            return problem(403, "A page in a browser may not ask for packs.")
         body = b""
         async for piece in request.stream():
             body += piece

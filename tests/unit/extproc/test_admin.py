@@ -11,7 +11,7 @@ import ssl
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -285,7 +285,26 @@ def test_paths_that_are_not_served_are_404(empty: Admin, path: str) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
 @pytest.mark.parametrize("path", ["/healthz", "/receipts/latest", "/receipts/x"])
 def test_nothing_can_be_changed_here(empty: Admin, method: str, path: str) -> None:
-    assert empty.client().request(method, path).status_code == 405
+    response = empty.client().request(method, path)
+    problem(response, 405)
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+def test_what_nobody_expected_is_a_problem_without_its_words(empty: Admin) -> None:
+    class Broken:
+        def latest(self, _limit: int) -> list[StoredReceipt]:
+            raise RuntimeError("a secret")
+
+    app = build_app(empty.config, cast("Any", Broken()), None, empty.clock)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url=BASE) as client:
+            return await client.get("/receipts/latest")
+
+    response = asyncio.run(ask())
+    problem(response, 500)
+    assert "secret" not in response.text
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"  0123456789abcd \n"])

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
-from extproc.log_api import LogApi, log_routes
+from extproc import log_api
+from extproc.log_api import DEFAULT_PAGE, MAX_BODY_BYTES, MAX_EXPORT_RECEIPTS, LogApi, log_routes
 from extproc.problems import problem
 from receipts import verify
 from receipts.checkpoint import verify_checkpoint
@@ -23,6 +25,7 @@ from receipts.errors import ReceiptStoreUnavailable, StoreError
 from receipts.log_errors import LogUnavailable
 from receipts.merkle import leaf_hash
 from receipts.merkle_verify import verify_consistency, verify_inclusion
+from receipts.receipt_query import MAX_PAGE, MAX_SCANNED
 from receipts.tile import ENTRIES, Tile, split_entries, tile_of
 from receipts.tlog_proof import parse_tlog_proof, verify_tlog_proof
 from tests.support.log_parts import NOW_S, ORIGIN
@@ -351,6 +354,13 @@ def test_pack_of_no_request_is_refused(api: Api, body: bytes) -> None:
     refused(api.ask("/compliance/pack", method="POST", content=body), 400)
 
 
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", BASE])
+def test_page_in_a_browser_gets_no_pack(api: Api, origin: str) -> None:
+    body = json.dumps({"date": day()})
+    refused(api.ask("/compliance/pack", method="POST", content=body, headers={"Origin": origin}), 403)
+    assert api.source.notes.handouts() == ()
+
+
 def test_request_for_a_pack_has_a_bound(api: Api) -> None:
     refused(api.ask("/compliance/pack", method="POST", content=b" " * 2000), 413)
 
@@ -419,6 +429,15 @@ def test_source_that_is_not_there_is_503(api: Api, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(api.api, "_source", gone)
     refused(api.ask("/.well-known/jwks.json"), 503)
+
+
+def test_reference_names_every_path_and_every_bound(api: Api) -> None:
+    text = (Path(__file__).parents[3] / "docs/reference/proof-api.md").read_text()
+    documented = dict(re.findall(r"^\| `(?:GET|POST) ([^?`]+)[^`]*` \| (.+) \|$", text, re.MULTILINE))
+    assert set(documented) == {route.path.replace(":path", "") for route in log_routes(api.api, lambda each: each)}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == log_api._CURSOR_PARAMETERS
+    for bound in (MAX_PAGE, DEFAULT_PAGE, MAX_SCANNED, MAX_EXPORT_RECEIPTS, MAX_BODY_BYTES):
+        assert f"{bound:,}" in text
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from receipts import verify
+from receipts import log_notes, verify
 from receipts.checkpoint_jwks import verifier_keys_of
 from receipts.errors import ReceiptStoreUnavailable, StoreCorrupt
 from receipts.log_errors import EntryUnknown, LogUnavailable
@@ -254,6 +254,21 @@ def test_pack_of_an_earlier_day_joins_one_that_came_before(parts: PackParts) -> 
         since[offset] = json.loads(unpack(data)["manifest.json"])["since"]
     assert since[0] is None
     assert since[2]["size"] == since[1]["size"] == 3
+
+
+def test_pack_asked_for_again_is_joined_to_however_old_it_is(parts: PackParts, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_notes, "MAX_HANDOUTS", 2)
+    packs = []
+    for offset in range(4):
+        parts.add(3)
+        parts.next_day()
+        packs.append(parts.pack(offset))
+    oldest = report_on(packs[0])
+    with pytest.raises(verify.Invalid, match="no proof in the pack joins it"):
+        report_on(packs[3], since=oldest)
+    again = report_on(parts.pack(0))
+    assert (again.manifest.end, again.manifest.root) == (oldest.manifest.end, oldest.manifest.root)
+    assert report_on(parts.pack(3), since=oldest).joined
 
 
 def test_notes_are_bounded_and_kept_private(tmp_path: Path) -> None:
