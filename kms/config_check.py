@@ -20,6 +20,7 @@ MAX_BODY_BYTES: Final = 1_048_576
 MAX_SOCKET_PATH_BYTES: Final = 107
 OTHER_DESCRIPTORS: Final = 256
 """What the service keeps open besides connections: its sockets, stores, backends and threads."""
+POST_QUANTUM_ALGS: Final = frozenset({"ml-dsa", "ml-dsa-44", "ml-dsa-87"})
 ATTESTING_BACKENDS: Final = frozenset({"tpm", "pkcs11"})
 MEMORY_FILE_SYSTEMS: Final = frozenset({"tmpfs", "ramfs"})
 _UNPRIVILEGED_PORT_START: Final = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -200,9 +201,18 @@ def _warnings(config: KmsConfig) -> list[str]:
     granted = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if granted != resource.RLIM_INFINITY and granted < needed:
         warnings.append(f"max_conns: may need {needed} descriptors; RLIMIT_NOFILE grants {granted}")
+    if config.pq.verify_mode != "or" and config.pq.rollout_percent and not _signs_post_quantum(config):
+        warnings.append("pq.verify_mode: no post-quantum signature is allowed, or the backend makes none: not ready")
     if config.pq.verify_mode == "pq_only":
         warnings.append("pq.verify_mode: pq_only refuses every consumer that signs classically only")
     return warnings
+
+
+def _signs_post_quantum(config: KmsConfig) -> bool:
+    """Tell whether the backend may make what the phase wants; `service_probes` looks at what it can do. Cloud: none."""
+    if config.service.backend == "cloud":
+        return True
+    return config.service.backend != "pkcs11" and not POST_QUANTUM_ALGS.isdisjoint(config.service.allowed_algs)
 
 
 def _listener_count(config: KmsConfig) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
+from kms.primitive import SIGNING, WIRE_NAMES
 from kms.readiness import ClockProbe, Look, Snapshot, rng_probe
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 
     from kms.clock import Clock
     from kms.config_sections import KmsConfig
+    from kms.providers.provider import Provider
     from kms.service_parts import ServiceParts
 
 HARD_TTL_FACTOR: Final = 2
@@ -33,6 +35,10 @@ def service_probes(
     custody = parts.core.services.custody
     authority_name = config().service.backend
 
+    def config_loaded() -> Look:
+        understood = state.config_ok and parts.authority.problem is None
+        return Look(ok=understood and phase_is_possible(config(), custody.authority))
+
     def attestation() -> Look:
         required = config().security.attest_require == "required"
         return Look(ok=not required or parts.core.services.attestations.ready)
@@ -46,7 +52,7 @@ def service_probes(
         return Look(ok=worst_ms <= HARD_TTL_FACTOR * ttl_ms, degraded=worst_ms > ttl_ms)
 
     return {
-        "config_loaded": lambda: Look(ok=state.config_ok and parts.authority.problem is None),
+        "config_loaded": config_loaded,
         "listener_bound": lambda: Look(ok=state.listening),
         "backend_ready": lambda: Look(ok=custody.outage_ms(authority_name) is None),
         "attestation_ready": attestation,
@@ -56,6 +62,19 @@ def service_probes(
         "clock_ok": ClockProbe(clock.wall_ms, clock.monotonic_s, lambda: config().security.time_skew_tolerance_ms),
         "verify_cache_ok": verify_cache,
     }
+
+
+def phase_is_possible(config: KmsConfig, authority: Provider) -> bool:
+    """Tell whether the backend that signs can make what the phase in force asks for (QUANTUM.md §7).
+
+    A token that does no ML-DSA cannot where post-quantum signatures are required: each signature would be refused. A
+    backend that signs nothing is asked for none.
+    """
+    if config.pq.verify_mode == "or" or config.pq.rollout_percent == 0:
+        return True
+    signing = authority.primitives & SIGNING
+    allowed = config.service.allowed_algs
+    return not signing or any(each.post_quantum and WIRE_NAMES[each] in allowed for each in signing)
 
 
 def snapshot_of(parts: ServiceParts, config: Callable[[], KmsConfig]) -> Snapshot:

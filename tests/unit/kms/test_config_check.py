@@ -181,8 +181,17 @@ def test_under_amnesia_the_audit_log_is_in_memory_or_nowhere(tmp_path, monkeypat
         ({"grpc": "0.0.0.0:9445"}, "grpc_addr"),
         ({"metrics": "0.0.0.0:9909"}, "metrics_addr"),
         ({"pq-verify": "pq_only"}, "pq.verify_mode"),
+        ({"allowed-algs": "ed25519,x25519,ml-kem"}, "pq.verify_mode"),
     ],
 )
 def test_what_is_allowed_but_dangerous_is_warned_of(flags, about):
     assert [warning.partition(":")[0] for warning in load_config(MEMORY | flags, {}).warnings] == [about]
     assert load_config(MEMORY, {}).warnings == ()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"pq-verify": "or"}, {"pq-rollout": "0"}, {"allowed-algs": "ed25519,ml-dsa-44"}],
+)
+def test_a_phase_that_can_be_kept_is_not_warned_of(flags):
+    assert load_config(MEMORY | {"allowed-algs": "ed25519"} | flags, {}).warnings == ()

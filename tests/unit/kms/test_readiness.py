@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from kms.config_sections import AuditSection, KmsConfig, SecuritySection, ServiceSection
+from kms.config_sections import AuditSection, KmsConfig, PqSection, SecuritySection, ServiceSection
 from kms.monitoring import Monitoring
+from kms.primitive import Primitive
 from kms.readiness import KEYS, RETRY_AFTER_S, ClockProbe, Look, Readiness, Snapshot, rng_probe
-from kms.service_probes import ServiceState, service_probes, snapshot_of
+from kms.service_probes import ServiceState, phase_is_possible, service_probes, snapshot_of
 from kms.telemetry import Telemetry
 
 SNAPSHOT = Snapshot(backend="file", pq_mode="and", audit_last_checkpoint_age_s=42)
@@ -150,7 +151,11 @@ def service(**changes):
         "not_ready": None,
         "problem": None,
     } | changes
-    custody = SimpleNamespace(names=tuple(given["outage_ms"]), outage_ms=lambda name: given["outage_ms"][name])
+    custody = SimpleNamespace(
+        names=tuple(given["outage_ms"]),
+        outage_ms=lambda name: given["outage_ms"][name],
+        authority=SimpleNamespace(primitives=frozenset(Primitive)),
+    )
     services = SimpleNamespace(custody=custody, attestations=SimpleNamespace(ready=given["attested"]))
     audit = SimpleNamespace(
         writable=lambda: given["writable"], not_ready=lambda: given["not_ready"], checkpoint_age_s=lambda: 3.7
@@ -187,6 +192,39 @@ def test_what_a_service_in_trouble_says(changes, missing, degraded):
     payload = service(**changes)[2]
     assert (payload.missing, payload.degraded) == (missing, degraded)
     assert payload.snapshot == Snapshot(backend="file", pq_mode="and", audit_last_checkpoint_age_s=3)
+
+
+TOKEN = frozenset({Primitive.ED25519, Primitive.ECDSA_P256_SHA256})
+
+
+@pytest.mark.parametrize(
+    ("primitives", "allowed", "pq", "possible"),
+    [
+        (frozenset(Primitive), ("ed25519", "ml-dsa"), {}, True),
+        (TOKEN, ("ed25519", "ml-dsa"), {}, False),
+        (TOKEN, ("ed25519", "ml-dsa"), {"verify_mode": "pq_only"}, False),
+        (TOKEN, ("ed25519", "ml-dsa"), {"verify_mode": "or"}, True),
+        (TOKEN, ("ed25519", "ml-dsa"), {"rollout_percent": 0}, True),
+        (frozenset(Primitive), ("ed25519",), {}, False),
+        (frozenset(Primitive), ("ed25519", "ml-dsa-87"), {}, True),
+        (frozenset({Primitive.X25519, Primitive.ML_KEM_768}), ("x25519", "ml-kem"), {}, True),
+    ],
+)
+def test_a_phase_that_the_backend_cannot_keep_ends_readiness(primitives, allowed, pq, possible):
+    config = KmsConfig(service=ServiceSection(allowed_algs=allowed), pq=PqSection(**pq))
+    assert phase_is_possible(config, SimpleNamespace(primitives=primitives)) is possible
+
+
+def test_it_is_told_as_a_configuration_that_is_not_in_force():
+    state, _, _ = service()
+    custody = SimpleNamespace(names=(), outage_ms=lambda _: None, authority=SimpleNamespace(primitives=TOKEN))
+    core = SimpleNamespace(services=SimpleNamespace(custody=custody))
+    parts = SimpleNamespace(core=core, authority=SimpleNamespace(problem=None))
+    clock = SimpleNamespace(wall_ms=lambda: 0, monotonic_s=lambda: 0.0)
+    for mode, holds in (("and", False), ("or", True)):
+        config = KmsConfig(pq=PqSection(verify_mode=mode))
+        probes = service_probes(state, parts, lambda config=config: config, clock)
+        assert probes["config_loaded"]().ok is holds
 
 
 def test_before_it_listens_and_after_a_refused_reload_it_is_not_ready():
