@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from receipts.store import ReceiptStore
     from receipts.writer import ReceiptWriter
 
-LOG: Final = logging.getLogger("signet.bodies")
 _KEY_DOMAIN: Final = b"signet body verdict v1\x00"
 
 

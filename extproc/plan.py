@@ -7,7 +7,7 @@ TOML may override them in `[plan]` and `[plan.breaker]`, each within its range.
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Final
+from typing import Annotated
 
 import msgspec
 
@@ -81,9 +81,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     max_challenges_per_answer: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8
     concurrency_window_s: Annotated[int, msgspec.Meta(ge=1, le=3_600)] = 10
     breaker: BreakerPlan = BreakerPlan()
-
-
-PLAN: Final = Plan()
 
 
 def plan_digest(plan: Plan) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httpcore
 
@@ -26,25 +26,6 @@ from kms.client_wire import (
     encode_call,
 )
 from kms.errors import Timeout
-from kms.messages import (
-    CheckpointRequest,
-    CheckpointResponse,
-    CreateKeyRequest,
-    CreateKeyResponse,
-    GetKeyRequest,
-    GetKeyResponse,
-    Message,
-    RotateKeyRequest,
-    RotateResponse,
-    SignRequest,
-    SignResponse,
-    UnwrapRequest,
-    UnwrapResponse,
-    VerifyRequest,
-    VerifyResponse,
-    WrapRequest,
-    WrapResponse,
-)
 from kms.private_file import PrivateFileError
 from kms.watched_file import WatchedFile
 
@@ -52,9 +33,27 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["AsyncKmsClient", "Endpoint", "EndpointError", "KmsClient", "KmsUnreachable", "TokenFile"]
+    from kms.messages import (
+        CheckpointRequest,
+        CheckpointResponse,
+        CreateKeyRequest,
+        CreateKeyResponse,
+        GetKeyRequest,
+        GetKeyResponse,
+        Message,
+        RotateKeyRequest,
+        RotateResponse,
+        SignRequest,
+        SignResponse,
+        UnwrapRequest,
+        UnwrapResponse,
+        VerifyRequest,
+        VerifyResponse,
+        WrapRequest,
+        WrapResponse,
+    )
 
-M = TypeVar("M", bound=Message)
+__all__ = ["AsyncKmsClient", "Endpoint", "EndpointError", "KmsClient", "KmsUnreachable", "TokenFile"]
 
 DEFAULT_TIMEOUT_S: Final = 5.0
 MAX_CONNECTIONS: Final = 8

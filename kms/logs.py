@@ -39,7 +39,6 @@ FIELDS: Final = frozenset(
         *("index", "head", "pid", "config_digest", "addresses", "attempt", "delay_ms", "exit_status", "count"),
     }
 )
-REQUIRED: Final = ("ts", "level", "service", "event", "corr_id", "request_id", "peer_addr", "tenant", "route")
 _KID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9][a-z0-9._-]{0,62}/[a-z0-9-]+/[0-9a-f-]{36}(?:#v\d+)?")
 # Macaroons and other long runs of base64 or hex that a library might have put into a message.
 _LONG_OPAQUE: Final = re.compile(r"[A-Za-z0-9+/_=-]{40,}")

@@ -36,8 +36,6 @@ BINDING_BYTES: Final = 32
 """The length of an RFC 9266 tls-exporter binding."""
 EVIDENCE_FIELDS: Final = ("pch-evidence", "pch-evidence-digest", "pch-relaxed")
 REQUEST_LINE_COMPONENTS: Final = ("@method", "@authority", "@path", "@query")
-PCH_FIELDS: Final = (BINDING_FIELD, *EVIDENCE_FIELDS, "pch-challenge")
-"""The request fields that this protocol defines."""
 FIELD_PREFIX: Final = "pch-"
 """Request fields that begin so end at the verifier (PCH §5)."""
 

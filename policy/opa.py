@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import Any, Final
 
 import aiohttp
@@ -15,7 +14,6 @@ from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
 from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
 from policy.verdict import ENTRYPOINT, verdict_from
 
-LOG: Final = logging.getLogger("signet.policy")
 MAX_IN_FLIGHT: Final = 256
 """Questions under way to the server; one more is refused instead of queued."""
 MAX_POLICIES: Final = 100

@@ -7,7 +7,6 @@ and returns that of a JSON text. Everything after the data is scratch and is giv
 from __future__ import annotations
 
 import functools
-import logging
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +20,6 @@ from policy.verdict import ENTRYPOINT, verdict_from
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LOG: Final = logging.getLogger("signet.policy")
 MAX_WASM_BYTES: Final = 4 * 1024 * 1024
 MAX_INPUT_BYTES: Final = 64 * 1024
 MAX_OUTPUT_BYTES: Final = 64 * 1024

@@ -11,7 +11,6 @@ from receipts.cli_places import PlacesError
 from receipts.errors import StoreError
 from receipts.pack_errors import PackError
 
-EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_UNUSABLE: Final = 2
 

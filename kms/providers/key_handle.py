@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 BINDING_BYTES: Final = 16
 RANDOM_BYTES: Final = 16
-HANDLE_CHARS: Final = 2 * (BINDING_BYTES + RANDOM_BYTES)
 _HANDLE: Final = re.compile(r"[0-9a-f]{64}\Z")
 
 

@@ -42,11 +42,6 @@ def pseudo(a: Attacker, method: bytes = b"GET") -> tuple[Field, ...]:
     )
 
 
-def signed_lines(request: Request) -> bytes:
-    """The header lines of a signed request, for raw HTTP/1.1."""
-    return b"".join(name.encode() + b": " + value + b"\r\n" for name, value in request.headers)
-
-
 def edited_head(a: Attacker, request: Request, old: bytes, new: bytes) -> Answer:
     """Send a signed request over HTTP/1.1 with text replaced in its head; the text has to be there."""
     data = request.http1()
@@ -116,13 +111,6 @@ CONTENT = (
     by_edge("Content-Length below the DATA", 0, lambda a: http2(a, *pseudo(a, b"POST"), *a.signed(post(a)).headers, ("content-length", b"5"), body=BODY), HTTP2),
     by_edge("Content-Length above the DATA", 0, lambda a: http2(a, *pseudo(a, b"POST"), *a.signed(post(a)).headers, ("content-length", b"5000"), body=BODY), HTTP2),
 )  # fmt: skip
-
-
-def empty_digest() -> str:
-    """The digest of no content."""
-    from pch.httpsig.content_digest import content_digest
-
-    return content_digest(b"")
 
 
 SMUGGLING = (

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tests.support.filter_parts import KeyPair
 
 Field = tuple[str, bytes]
-Edit = tuple[str, str]
 
 REQUEST_LINE = ("@method", "@authority", "@path", "@query")
 LIFETIME_S = 60

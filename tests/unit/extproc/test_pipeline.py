@@ -158,10 +158,6 @@ async def test_valid_request_is_allowed_and_its_receipt_tells_what_was_proved(pa
     assert not query or query.encode() not in stored.raw
 
 
-ED25519_KEY = "alice"
-DEFAULTS = '("@method" "@authority" "@path" "@query" "pch-channel-binding")'
-
-
 def param(request: EdgeRequest, old: str, new: str) -> EdgeRequest:
     value = header(request, "signature-input").decode()
     assert old in value

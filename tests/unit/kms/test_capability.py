@@ -352,7 +352,6 @@ def test_a_request_is_allowed_only_if_every_limit_covers_it(
 _TENANTS = st.sampled_from(["core", "other", "third"])
 _KEYS = st.sampled_from([KEY, f"{KEY}#v1", f"{KEY}#v2", OTHER_KEY, "core/*", "core/audit/*", "other/audit/ed25519/*"])
 _PATHS = st.sampled_from(["/v1/kms/*", "/v1/kms/sign", "/v1/kms/keys/*", "/v1/kms/keys/x", "/v1/kms/keys/x#v1/rotate"])
-_KIDS = st.sampled_from(["", KEY, f"{KEY}#v1", f"{KEY}#v2", f"{OTHER_KEY}#v1", f"other/audit/ed25519/{KEY_UUID}#v1"])
 _GRANTS = st.builds(
     Grant,
     scopes=st.lists(st.sampled_from(list(Scope)), max_size=3, unique=True).map(tuple),

@@ -17,7 +17,7 @@ from tests.support.kms_core import ALL_ALGS
 from tests.support.kms_records import name_of
 
 ALLOWED = frozenset(ALL_ALGS)
-ED, ML, PQ44 = Primitive.ED25519, Primitive.ML_DSA_65, Primitive.ML_DSA_44
+ED, ML = Primitive.ED25519, Primitive.ML_DSA_65
 DECISIONS = [
     PolicyDecision(produce_hybrid=produce, verify_mode=mode)
     for produce, mode in itertools.product((False, True), ("or", "and", "pq_only"))

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kms.kid import kid_hash
-from kms.logs import MAX_TEXT_CHARS, REQUIRED, LibraryHandler, LogWriter, places_of, redact
+from kms.logs import MAX_TEXT_CHARS, LibraryHandler, LogWriter, places_of, redact
 
+REQUIRED = {"ts", "level", "service", "event", "corr_id", "request_id", "peer_addr", "tenant", "route"}
 NAME = "core/audit/ed25519/0b2e1f4a-5c6d-4e7f-8a9b-0c1d2e3f4a5b"
 MACAROON = "AgEKc2lnbmV0LWttcwIqa21zMS44OGYyMTNiOWQyODE3YTI4LmIxYWFmYjA1ZTBlNmU3OWY"
 
@@ -25,7 +26,7 @@ def written(level="debug", form="json", **fields):
 
 def test_every_line_has_the_required_fields_and_is_one_line():
     line = json.loads(written(message="one\ntwo"))
-    assert set(REQUIRED) <= set(line)
+    assert set(line) >= REQUIRED
     assert (line["ts"], line["level"], line["event"]) == ("2025-10-09T20:30:22.007Z", "INFO", "something")
     assert line["message"] == "one two"
     assert written(message="one\ntwo\x1b[31m\u2028x").count("\n") == 1

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
     from receipts.receipt import ReceiptDraft
 
-ROOT = Path(__file__).parents[3]
 WAIT_S = 10.0
 
 
