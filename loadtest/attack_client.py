@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,9 @@ from loadtest.bench_client import LoadConnection
 if TYPE_CHECKING:
     from pch.algorithms import Signer
 
-ATTACKS: Final = ("mismatch", "replay", "forged", "stale")
+MISMATCH: Final = "mismatch"
+ATTACKS: Final = (MISMATCH, "replay", "forged", "stale")
+_REASON: Final = re.compile(rb"\r\npch-reason: ([^\r]*)", re.IGNORECASE)
 REUSE_S: Final = 30.0
 """Half of a challenge's age: what is sent is refused for what is wrong with it, not for being old."""
 
@@ -26,6 +29,12 @@ class AttackConnection(LoadConnection):
         super().__init__(port, path, signer)
         self._made: dict[str, tuple[bytes, float]] = {}
 
+    @property
+    def reason(self) -> str:
+        """Why the last request was refused, as the filter told it; empty when it did not."""
+        found = _REASON.search(self._answer)
+        return found[1].decode("latin-1") if found else ""
+
     def attack(self, kind: str) -> int:
         """Send one attack of `kind`; returns the status."""
         made, made_s = self._made.get(kind, (b"", 0.0))
@@ -35,7 +44,7 @@ class AttackConnection(LoadConnection):
         return self._exchange(made)
 
     def _make(self, kind: str) -> bytes:
-        if kind == "mismatch":
+        if kind == MISMATCH:
             # A proof made on another connection: its binding is that of no one here.
             true, self._binding = self._binding, os.urandom(32)
             try:

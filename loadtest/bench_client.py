@@ -61,6 +61,7 @@ class LoadConnection:
         self._wait(self._tls.do_handshake)
         self._binding = self._tls.export_keying_material(b"EXPORTER-Channel-Binding", 32)
         self._challenge: bytes | None = None
+        self._answer = b""
 
     def prime(self) -> None:
         """Fetch the first challenge, if the variant gives any."""
@@ -103,7 +104,7 @@ class LoadConnection:
         data = b""
         while (end := data.find(b"\r\n\r\n")) < 0:
             data += self._wait(self._tls.recv, 65536)
-        head = data[: end + 4]
+        self._answer = head = data[: end + 4]
         length = _LENGTH.search(head)
         missing = (int(length[1]) if length else 0) - (len(data) - len(head))
         while missing > 0:

@@ -161,9 +161,12 @@ def goodputs(load: Load, rounds: int) -> dict[str, dict[str, float]]:
 
 
 def verdict(figures: dict[str, dict[str, float]]) -> tuple[float, bool]:
-    """Give our goodput over that of the better of Envoy's two, and whether the target is met."""
+    """Give our goodput over that of the better of Envoy's two, and whether the target is met.
+
+    Where neither of the two let anything through there is nothing to be better than.
+    """
     best = max(figures[name]["goodput_per_s"] for name in OTHERS)
-    ratio = figures[OURS]["goodput_per_s"] / best if best else float("inf")
+    ratio = figures[OURS]["goodput_per_s"] / best if best else float("nan")
     return ratio, ratio >= NOISE and figures[OURS]["flaps"] == 0
 
 

@@ -30,6 +30,7 @@ if str(Path(__file__).resolve().parent.parent) not in sys.path:
 
 from loadtest.bench_client import run_load
 from loadtest.chaos_report import write_report
+from loadtest.ending import end_as_by_an_interrupt
 from loadtest.experiment import WELL_APP, Experiment, as_builtins, read_experiment
 from loadtest.load_keys import write_keys
 from loadtest.measured import Measured, Sample, read_sent, share_passed
@@ -47,8 +48,9 @@ LOCUST_START_S: Final = 20.0
 ROUTE: Final = "app"
 CAPACITY_CONNECTIONS: Final = 8
 CAPACITY_REQUESTS: Final = 2_000
+_MEMBERS: Final = ("phase", "errors_ratio", "slowness_ratio")
 _METRIC: Final = re.compile(
-    r'^signet_breaker_(phase|errors_ratio|slowness_ratio)\{[^}]*route="app"[^}]*\} (\S+)$', re.MULTILINE
+    rf'^signet_breaker_({"|".join(_MEMBERS)})\{{[^}}]*route="app"[^}}]*\}} (\S+)$', re.MULTILINE
 )
 
 
@@ -158,7 +160,7 @@ def users_of(experiment: Experiment, stack: Stack, folder: Path) -> int:
 
 
 def sample(port: int, at_s: float) -> Sample | None:
-    """Read the breaker's metrics once; None when the admin process does not answer."""
+    """Read the breaker's metrics once; None when the admin process does not answer, or does not tell them."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", "/metrics")
@@ -167,8 +169,15 @@ def sample(port: int, at_s: float) -> Sample | None:
         return None
     finally:
         connection.close()
+    return sample_of(text, at_s)
+
+
+def sample_of(text: str, at_s: float) -> Sample | None:
+    """Read the breaker's metrics of an exposition; None when one is not there: nothing is not a closed breaker."""
     values = {name: float(value) for name, value in _METRIC.findall(text)}
-    return Sample(at_s, values.get("phase", 0.0), values.get("errors_ratio", 0.0), values.get("slowness_ratio", 0.0))
+    if len(values) < len(_MEMBERS):
+        return None
+    return Sample(at_s, *(values[name] for name in _MEMBERS))
 
 
 def inject(experiment: Experiment, stack: Stack, toxiproxy: Toxiproxy, folder: Path) -> None:
@@ -249,11 +258,15 @@ def main() -> int:
         for each in chosen:
             print(f"{each.name:24}{each.hypothesis}")
         return 0
+    end_as_by_an_interrupt()
     options.out.mkdir(parents=True, exist_ok=True)
     results = []
     for number, each in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {each.name}: {each.hypothesis}", file=sys.stderr, flush=True)
-        result = run(each, options.out)
+        try:
+            result = run(each, options.out)
+        except (OSError, RuntimeError) as error:
+            result = Result(each, None, [f"could not be run: {type(error).__name__}: {error}"], aborted=True)
         results.append(result)
         verdict = "held" if not result.wrong else "; ".join(result.wrong)
         print(f"    {verdict}", file=sys.stderr, flush=True)

@@ -37,7 +37,8 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the hypothesis comes to in numbers; those left out are not looked at.
 
     Shares are of honest requests. `flaps`: times that the breaker went from closed to open. `added_p90_ms`: of requests
-    that passed, against the time before. `honest_p95_factor`: the same as a ratio.
+    that passed, against the time before. `honest_p95_factor`: the same as a ratio. `attack_factor`: attacks that were
+    answered for each honest request. `rotations`: of the sealing key, in the whole run.
     """
 
     success_before_min: float = 0.99
@@ -49,6 +50,8 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     recovery_s_max: float | None = 30.0
     added_p90_ms_max: float | None = None
     honest_p95_factor_max: float | None = None
+    attack_factor_min: float | None = None
+    rotations_min: int | None = None
     reasons_during: list[str] = []
 
 

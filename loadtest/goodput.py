@@ -192,6 +192,8 @@ def goodput(way: Shedding, load: Load) -> dict[str, float]:
             finally:
                 stop.set()
                 watching.join()
+    if not samples:
+        raise RuntimeError("the breaker was not watched")
     return _figures(clients, load, Measured([], samples, 0.0, 0.0).opened)
 
 

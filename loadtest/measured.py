@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 HONEST: Final = frozenset({"classical", "pq", "hybrid", "relaxed"})
 RECOVERED_SHARE: Final = 0.9
 RECOVERY_WINDOW_S: Final = 2.0
+MAX_UNWATCHED_S: Final = 2.0
+"""Without a sample for longer, a second opening of a fault, which lasts this long at the least, could go unseen."""
 PHASES: Final = {0.0: "closed", 1.0: "half-open", 2.0: "open"}
 
 
@@ -81,6 +84,25 @@ class Measured:
         return count
 
     @property
+    def unwatched_s(self) -> float:
+        """The longest time without a sample, from the start to the load's end."""
+        end_s = max([self.healed_s, *(each.at_s for each in self.sent)])
+        times = [0.0, *sorted(each.at_s for each in self.samples), end_s]
+        return max(later - earlier for earlier, later in itertools.pairwise(times))
+
+    @property
+    def attack_factor(self) -> float | None:
+        """How many attacks were answered while it was broken for each honest request; None without any of these."""
+        answered = [each for each in self.sent if each.name.startswith("attack_") and each.status]
+        during = [each for each in answered if self.injected_s <= each.at_s < self.healed_s]
+        return len(during) / len(self.during) if self.during else None
+
+    @property
+    def rotations(self) -> int:
+        """How often the sealing key was rotated."""
+        return sum(each.name == "rotate" and not each.reason for each in self.sent)
+
+    @property
     def breaches(self) -> int:
         """How many attacks passed."""
         return sum(each.status == 200 for each in self.sent if each.name.startswith("attack_"))
@@ -101,19 +123,23 @@ class Measured:
     def judge(self, expect: Expectation) -> list[str]:
         """Give what does not hold of the hypothesis, in words; nothing when all does."""
         wrong = list(self.problems)
+        if self.unwatched_s > MAX_UNWATCHED_S and not (expect.flaps_max is None and expect.opens_min is None):
+            wrong.append(f"the breaker was not watched for {self.unwatched_s:.1f} s")
         recovery_s = self.recovery_s()
         after = self.window(self.healed_s + (recovery_s or 0.0), float("inf"))
         checks: list[tuple[str, float | None, float | None, bool]] = [
-            ("success before", share_passed(self.before), expect.success_before_min, True),
-            ("success after recovery", share_passed(after), expect.success_after_min, True),
-            ("success during", share_passed(self.during), expect.success_during_min, True),
-            ("passed during", share_passed(self.during), expect.passed_during_max, False),
+            ("success before", _share(self.before), expect.success_before_min, True),
+            ("success after recovery", _share(after), expect.success_after_min, True),
+            ("success during", _share(self.during), expect.success_during_min, True),
+            ("passed during", _share(self.during), expect.passed_during_max, False),
             ("openings", self.opened, expect.opens_min, True),
             ("flaps", self.opened, expect.flaps_max, False),
             ("recovery in s", float("inf") if recovery_s is None else recovery_s, expect.recovery_s_max, False),
             ("added p90 in ms", self.added_p90_ms(), expect.added_p90_ms_max, False),
             ("honest p95 ratio", self.honest_p95_factor(), expect.honest_p95_factor_max, False),
             ("attacks that passed", self.breaches, 0, False),
+            ("attacks for each honest request", self.attack_factor, expect.attack_factor_min, True),
+            ("rotations", self.rotations, expect.rotations_min, True),
         ]
         for name, value, bound, at_least in checks:
             if bound is None:
@@ -152,12 +178,18 @@ class Measured:
             "MTTR s": None if recovery_s is None else round(recovery_s, 2),
             "attacks": sum(each.name.startswith("attack_") for each in self.sent),
             "attacks that passed": self.breaches,
+            "longest unwatched s": round(self.unwatched_s, 2),
         }
 
 
 def share_passed(sent: list[Sent]) -> float:
     """Give the share of requests that the app answered."""
     return sum(each.status == 200 for each in sent) / len(sent) if sent else 0.0
+
+
+def _share(sent: list[Sent]) -> float | None:
+    """Give the share that passed; None where nothing was sent, which shows nothing."""
+    return share_passed(sent) if sent else None
 
 
 def rate(sent: list[Sent]) -> float:

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Any, Final
 if str(Path(__file__).resolve().parent.parent) not in sys.path:
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from loadtest.attack_client import ATTACKS, AttackConnection
+from loadtest.attack_client import MISMATCH, AttackConnection
 from loadtest.chaos import Result, _observe, heal
 from loadtest.chaos_report import write_report
+from loadtest.ending import end_as_by_an_interrupt
 from loadtest.experiment import WELL_APP, Expectation, Experiment, Injection, Load
 from loadtest.load_keys import write_keys
-from loadtest.measured import percentile_ms, share_passed
+from loadtest.measured import MAX_UNWATCHED_S, Measured, percentile_ms, share_passed
 from loadtest.toxics import Toxiproxy
 from pch.client import Client
 from pch.client.errors import ChallengeUnusable
@@ -53,6 +54,8 @@ FLOOR_BEFORE: Final = "availability_floor := 0.05"
 FLOOR_AFTER: Final = "availability_floor := 0.3"
 ATTACKS_SENT: Final = 100
 HYBRID: Final = "ed25519+ml-dsa-65"
+OPENS: Final = frozenset({"latency", "down"})
+"""The faults of day 3 that open the breaker for certain; a slow line may also be endured."""
 
 
 @dataclass
@@ -133,8 +136,8 @@ class Pilot:
         port, key = self.stack.settings.ports.https, private_key_from_jwk(self.keys("attacker")[0])
         attacker = AttackConnection(port, "/app/x", key)
         attacker.prime()
-        statuses = [attacker.attack(ATTACKS[0]) for _ in range(ATTACKS_SENT)]
-        blocked = sum(status == 403 for status in statuses)
+        told = [(attacker.attack(MISMATCH), attacker.reason) for _ in range(ATTACKS_SENT)]
+        blocked = told.count((403, "binding_mismatch"))
         self.score("binding mismatch blocked", f"{blocked} of {ATTACKS_SENT}", "100 %", met=blocked == ATTACKS_SENT)
 
     def day_2(self) -> None:
@@ -160,18 +163,18 @@ class Pilot:
                 name=f"day_3_{name}", hypothesis=f"A fault of {name} opens the breaker at most once.", inject=injection
             )
             result = self.observe(experiment)
-            opened = 99 if result.measured is None else result.measured.opened
-            flaps = max(0, opened - 1)
-            self.score(f"flaps under {name}", f"{flaps} (opened {opened} times)", "0", met=flaps == 0)
+            shown, met = flaps_of(None if result.aborted else result.measured, must_open=name in OPENS)
+            self.score(f"flaps under {name}", shown, "0", met=met)
             recovery_s = None if result.measured is None else result.measured.recovery_s()
             shown = "never" if recovery_s is None else f"{recovery_s:.1f} s"
             self.score(f"recovery after {name}", shown, "30 s", met=recovery_s is not None and recovery_s <= 30)
         added_ms = self._added_by_relaxing()
-        self.score("p90 added by relaxing", f"{added_ms:.1f} ms", "< 50 ms", met=added_ms < 50)
+        told = "nothing measured" if added_ms is None else f"{added_ms:.1f} ms"
+        self.score("p90 added by relaxing", told, "< 50 ms", met=added_ms is not None and added_ms < 50)
 
-    def _added_by_relaxing(self) -> float:
+    def _added_by_relaxing(self) -> float | None:
         """Measure hybrid requests with and without their evidence and signature in the body, one after another."""
-        p90 = {}
+        p90: list[float | None] = []
         for kind in ("hybrid", "relaxed"):
             quiet = Experiment(
                 name=f"day_3_{kind}",
@@ -183,8 +186,9 @@ class Pilot:
                 load=Load(users=8, rate=2, mix=f"{kind}=1"),
             )
             measured = self.observe(quiet).measured
-            p90[kind] = (None if measured is None else percentile_ms(measured.before, 0.9)) or float("inf")
-        return p90["relaxed"] - p90["hybrid"]
+            p90.append(None if measured is None else percentile_ms(measured.before, 0.9))
+        hybrid_ms, relaxed_ms = p90
+        return None if hybrid_ms is None or relaxed_ms is None else relaxed_ms - hybrid_ms
 
     def day_4(self) -> None:
         """The compliance pack, and its verifier run by itself."""
@@ -199,11 +203,10 @@ class Pilot:
         done = subprocess.run(
             [sys.executable, "verify.py", "pack.zip", "--json"], cwd=alone, capture_output=True, text=True, check=False
         )
-        verdict = json.loads(done.stdout) if done.stdout.strip() else {}
         (self.out / "verify.json").write_text(done.stdout)
-        proofs = verdict.get("checked", verdict)
         self.score("pack verifies offline", f"exit {done.returncode}", "exit 0", met=done.returncode == 0)
-        self.score("inclusion proofs", _proofs(proofs), "100 % of those sampled", met=done.returncode == 0)
+        shown, met = proofs_of(done.stdout if done.returncode == 0 else "")
+        self.score("inclusion proofs", shown, "100 % of those sampled", met=met)
 
     def day_5(self) -> None:
         """Raise the availability floor in Rego, see the share that passes rise, and the fallback in receipts."""
@@ -221,26 +224,32 @@ class Pilot:
         os.kill(self.stack.state["pids"]["filter"], signal.SIGHUP)
         time.sleep(2)
         after = self._passed_while_open()
-        self.score("floor while open, before", f"{before:.1%}", "about 5 %", met=0.03 <= before <= 0.15)
-        self.score("floor while open, after", f"{after:.1%}", "at least 30 %", met=after >= 0.28)
+        for moment, share, target, least, most in (
+            ("before", before, "about 5 %", 0.03, 0.15),
+            ("after", after, "about 30 %", 0.28, 0.6),
+        ):
+            shown = "it did not open" if share is None else f"{share:.1%}"
+            self.score(f"floor while open, {moment}", shown, target, met=share is not None and least <= share <= most)
         fallen = self._fallbacks()
         self.score("receipts that show the fallback", str(fallen), "at least 1", met=fallen >= 1)
 
-    def _passed_while_open(self) -> float:
-        """Open the breaker of both routes, and give the share of one client's requests that pass."""
+    def _passed_while_open(self) -> float | None:
+        """Open the breaker, and give the share of one client's requests that reach the app; None if it stays closed."""
         (self.folder / "app.json").write_text(json.dumps(WELL_APP | {"fail_share": 1.0}))
         key = self.keys("classical")[0]
-        seen: list[str] = []
+        reason, seen = "", list[str]()
         try:
             with self.client(key, max_connections_per_origin=1) as client:
                 until = time.monotonic() + TIMEOUT_S
-                while not any(reason == "breaker_open" for reason in seen[-1:]) and time.monotonic() < until:
-                    seen.append(client.get(self.url("/app/floor")).headers.get("pch-reason", ""))
-                seen = [client.get(self.url("/app/floor")).headers.get("pch-reason", "") for _ in range(200)]
+                while reason != "breaker_open" and time.monotonic() < until:
+                    reason = client.get(self.url("/app/floor")).headers.get("pch-reason", "")
+                if reason == "breaker_open":
+                    seen = [client.get(self.url("/app/floor")).headers.get("pch-reason", "") for _ in range(200)]
         finally:
             (self.folder / "app.json").write_text(json.dumps(WELL_APP))
         self._wait_closed("/app/floor", key)
-        return sum(reason != "breaker_open" for reason in seen) / len(seen)
+        # The app's own answers give no reason; whatever else refused a request did not let it through.
+        return seen.count("") / len(seen) if seen else None
 
     def _wait_closed(self, path: str, key: Any) -> None:
         until, passed = time.monotonic() + 2 * TIMEOUT_S, 0
@@ -273,12 +282,22 @@ class Pilot:
         return len(accepted)
 
 
-def _proofs(told: Any) -> str:
-    text = json.dumps(told)
-    for name in ("inclusion_proofs", "proofs", "sampled_proofs"):
-        if isinstance(told, dict) and name in told:
-            return f"{told[name]} checked"
-    return text[:60]
+def flaps_of(measured: Measured | None, *, must_open: bool) -> tuple[str, bool]:
+    """Tell the flaps of one fault, and whether there were none. What was not watched shows none.
+
+    `must_open`: a fault that opens the breaker for certain; where it did not, it was not there.
+    """
+    if measured is None or measured.unwatched_s > MAX_UNWATCHED_S:
+        return "not measured", False
+    flaps = max(0, measured.opened - 1)
+    return f"{flaps} (opened {measured.opened} times)", flaps == 0 and not (must_open and not measured.opened)
+
+
+def proofs_of(told: str) -> tuple[str, bool]:
+    """Tell how many inclusion proofs `verify.py --json` checked, and whether there was any; "" when it refused."""
+    verdict = json.loads(told) if told.strip() else {}
+    proofs, receipts = verdict.get("inclusion_proofs", 0), verdict.get("receipts", 0)
+    return f"{proofs} checked, of {receipts} receipts", verdict.get("valid") is True and proofs > 0
 
 
 def _compile(policy: Path) -> None:
@@ -339,6 +358,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=REPOSITORY / "var/pilot", help="folder of what the pilot leaves")
     parser.add_argument("--json", action="store_true", help="the scorecard as JSON")
     options = parser.parse_args()
+    end_as_by_an_interrupt()
     options.out.mkdir(parents=True, exist_ok=True)
     pilot = run(options.out)
     card = _card(pilot.scores)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from loadtest.chaos import EXPERIMENTS
+from loadtest.chaos import EXPERIMENTS, sample_of
 from loadtest.experiment import Expectation, read_experiment
 from loadtest.measured import Measured, Sample, Sent, read_sent
 
 INJECTED_S, HEALED_S = 10.0, 20.0
+END_S = 40
 
 
 def sent(
@@ -22,8 +24,10 @@ def sent(
 
 
 def measured(during: list[Sent], after: list[Sent], phases: str = "c", extra: tuple[Sent, ...] = ()) -> Measured:
+    """Make a run; `phases` are those of its first seconds, and the last one stays to the end."""
     values = {"c": 0.0, "h": 1.0, "o": 2.0}
-    samples = [Sample(float(at_s), values[phase], 0.0, 0.0) for at_s, phase in enumerate(phases)]
+    seen = phases.ljust(END_S, phases[-1]) if phases else ""
+    samples = [Sample(float(at_s), values[phase], 0.0, 0.0) for at_s, phase in enumerate(seen)]
     return Measured([*sent(0.0, INJECTED_S), *during, *after, *extra], samples, INJECTED_S, HEALED_S)
 
 
@@ -76,6 +80,64 @@ def test_attackers_are_not_counted_among_the_honest() -> None:
     run = measured(sent(10.1, 20), sent(20.1, 40), extra=tuple(sent(10, 20, status=401, name="attack_forged")))
     assert run.judge(Expectation(success_during_min=0.99)) == []
     assert run.figures()["attacks"] == 100
+
+
+NO_ONE = measured([], sent(20.1, 40))
+
+
+@pytest.mark.parametrize(
+    ("run", "expect", "wrong"),
+    [
+        (NO_ONE, Expectation(passed_during_max=0.1), "passed during: nothing to measure it by"),
+        (NO_ONE, Expectation(success_during_min=0.1), "success during: nothing to measure it by"),
+        (measured([], []), Expectation(recovery_s_max=None), "success after recovery: nothing to measure it by"),
+        (NO_ONE, Expectation(attack_factor_min=8), "attacks for each honest request: nothing to measure it by"),
+        (GOOD, Expectation(attack_factor_min=8), "attacks for each honest request: 0.000, expected at least 8"),
+        (GOOD, Expectation(rotations_min=1), "rotations: 0.000, expected at least 1"),
+        (replace(GOOD, samples=[]), Expectation(flaps_max=0), "the breaker was not watched for 39.9 s"),
+        (replace(GOOD, samples=[]), Expectation(flaps_max=None, opens_min=1), "the breaker was not watched"),
+        (replace(GOOD, samples=GOOD.samples[:12]), Expectation(), "the breaker was not watched for 28.9 s"),
+        (replace(GOOD, samples=GOOD.samples[5:]), Expectation(), "the breaker was not watched for 5.0 s"),
+        (
+            replace(GOOD, samples=GOOD.samples[:12] + GOOD.samples[15:]),
+            Expectation(),
+            "the breaker was not watched for 4.0 s",
+        ),
+    ],
+)
+def test_what_was_not_measured_holds_nothing(run: Measured, expect: Expectation, wrong: str) -> None:
+    assert any(each.startswith(wrong) for each in run.judge(expect)), run.judge(expect)
+
+
+def test_a_run_whose_breaker_nobody_asked_about_need_not_be_watched() -> None:
+    assert replace(GOOD, samples=[]).judge(Expectation(flaps_max=None)) == []
+
+
+def test_only_answered_attacks_of_the_time_of_the_fault_count() -> None:
+    attacks = [*sent(10, 20, status=401, name="attack_forged"), *sent(10, 20, status=0, name="attack_stale")]
+    run = measured(sent(10.1, 20), sent(20.1, 40), extra=(*attacks, *sent(25, 35, status=401, name="attack_forged")))
+    assert run.attack_factor == pytest.approx(1.0, abs=0.05)
+
+
+def test_rotations_that_failed_are_none() -> None:
+    rotations = (Sent(3.0, "rotate", 900.0, 0, ""), Sent(4.0, "rotate", 900.0, 0, "1"))
+    assert measured([], [], extra=rotations).rotations == 1
+
+
+EXPOSED = """# HELP signet_breaker_phase x
+signet_breaker_phase{route="app"} 2.0
+signet_breaker_phase{route="other"} 0.0
+signet_breaker_errors_ratio{route="app"} 0.75
+signet_breaker_slowness_ratio{route="app"} 0.25
+"""
+
+
+def test_metrics_are_read_and_those_that_are_absent_are_no_closed_breaker() -> None:
+    assert sample_of(EXPOSED, 3.0) == Sample(3.0, 2.0, 0.75, 0.25)
+    for line in EXPOSED.splitlines():
+        if 'route="app"' in line:
+            assert sample_of(EXPOSED.replace(line, ""), 3.0) is None
+    assert sample_of("", 3.0) is None
 
 
 def test_the_loads_record_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""How the catalogue is run: what did not hold shows in the exit status, and what was broken is healed whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest import chaos
+from loadtest.chaos import EXPERIMENTS, Result, main, run, stack_settings
+from loadtest.experiment import Experiment, read_experiment
+from loadtest.measured import Measured, Sample, Sent
+from tools.stack_config import Ports, StackError
+
+SEEN = Measured(
+    [Sent(0.1 * n, "classical", 5.0, 200, "") for n in range(300)], [Sample(1.0, 0.0, 0.0, 0.0)], 10.0, 20.0
+)
+
+
+def experiment(name: str) -> Experiment:
+    return read_experiment(EXPERIMENTS / f"{name}.yaml")
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Have experiments end as this says, by name, instead of being run."""
+    ends: dict[str, Any] = {}
+
+    def run_none(chosen: Experiment, _: Path) -> Result:
+        end = ends.get(chosen.name, [])
+        if isinstance(end, Exception):
+            raise end
+        return Result(chosen, SEEN, end, aborted=False)
+
+    monkeypatch.setattr(chaos, "run", run_none)
+    monkeypatch.setattr(chaos, "end_as_by_an_interrupt", lambda: None)
+    names = ("app_down", "app_reset")
+    monkeypatch.setattr(sys, "argv", ["chaos.py", *names, "--out", str(tmp_path / "out")])
+    yield ends
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "held"),
+    [
+        ({}, 0, [True, True]),
+        ({"app_reset": ["flaps: 2"]}, 1, [True, False]),
+        ({"app_down": StackError("envoy was not ready")}, 1, [False, True]),
+        ({"app_down": OSError("no room")}, 1, [False, True]),
+    ],
+)
+def test_the_exit_status_and_the_report_tell_what_did_not_hold(
+    ended: dict[str, Any], ends: dict[str, Any], status: int, held: list[bool], tmp_path: Path
+) -> None:
+    ended.update(ends)
+    assert main() == status
+    told = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [each["held"] for each in told] == held
+    assert (tmp_path / "out" / "report.md").read_text().count("did not hold") == held.count(False)
+    assert (tmp_path / "out" / "app_reset.png").stat().st_size > 10_000
+
+
+def test_an_experiment_that_does_not_exist_is_wrong_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["chaos.py", "moon"])
+    assert main() == 2
+
+
+@pytest.mark.parametrize("error", [RuntimeError("the load broke"), KeyboardInterrupt()])
+def test_what_was_broken_is_healed_whatever_happens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException
+) -> None:
+    steps = []
+
+    @contextlib.contextmanager
+    def running(*_: object) -> Iterator[tuple[str, str]]:
+        try:
+            yield "stack", "toxiproxy"
+        finally:
+            steps.append("ended")
+
+    def observe(*_: object) -> Result:
+        raise error
+
+    monkeypatch.setattr(chaos, "running", running)
+    monkeypatch.setattr(chaos, "_observe", observe)
+    monkeypatch.setattr(chaos, "heal", lambda *_: steps.append("healed"))
+    with pytest.raises(type(error)):
+        run(experiment("app_down"), tmp_path)
+    assert steps == ["healed", "ended"]
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml"))])
+def test_what_an_experiment_breaks_is_in_the_requests_way(name: str, tmp_path: Path) -> None:
+    """A toxic on a path that nobody takes would leave everything well, and every hypothesis of that true."""
+    chosen, ports, extra = experiment(name), Ports.free(), Ports.free()
+    settings = stack_settings(chosen, tmp_path, ports, extra)
+    assert settings.app_dial_port == extra.app
+    if chosen.inject.at == "redis_path":
+        assert (settings.nonce_store, settings.redis_dial_port) == ("redis", extra.redis)
+    if chosen.inject.at == "kms_path":
+        assert settings.kms
+        assert settings.toml["kms"]["url"] == f"http://127.0.0.1:{extra.kms}"
+
+
+def test_experiments_whose_load_is_the_fault_expect_that_load() -> None:
+    """They inject nothing: without attackers, or rotations, honest requests pass as ever."""
+    for path in EXPERIMENTS.glob("*.yaml"):
+        chosen = read_experiment(path)
+        if "attacker" in chosen.load.mix:
+            assert (chosen.expect.attack_factor_min or 0) >= 8
+        if "rotate" in chosen.load.mix:
+            assert (chosen.expect.rotations_min or 0) >= 5
