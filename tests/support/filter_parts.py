@@ -19,7 +19,7 @@ from extproc.evidence_log import EvidenceLog
 from extproc.keyring import KeyringFile
 from extproc.nonce_store.memory import MemoryNonceStore
 from extproc.pipeline import Parts, Pipeline
-from extproc.plan import PLAN
+from extproc.plan import Plan
 from extproc.request import EdgeRequest
 from extproc.rules import Rules, rules_of
 from extproc.sealing_keys import FileSealingKeys
@@ -165,7 +165,7 @@ class FilterParts:
             nonce_store=self.nonce_store,
             writer=self.writer,
             refusals=self.refusals,
-            supply=ChallengeSupply(PLAN, self.clock),
+            supply=ChallengeSupply(Plan(), self.clock),
             telemetry=self.telemetry,
             evidence=EvidenceDesk(
                 EvidenceParts(

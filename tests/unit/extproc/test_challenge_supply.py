@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from extproc import challenge_supply
 from extproc.challenge_supply import ChallengeSupply
-from extproc.plan import PLAN, Plan, plan_digest
+from extproc.plan import Plan, plan_digest
 from tests.support.filter_parts import SetClock
+
+PLAN = Plan()
 
 
 def test_one_request_at_a_time_gets_one() -> None:

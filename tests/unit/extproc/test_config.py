@@ -12,7 +12,7 @@ from extproc.config import MAX_CONFIG_BYTES, MAX_SOCKET_PATH_BYTES, FilterConfig
 from extproc.config_fields import ConfigError, kinds_of
 from extproc.config_kinds import Number
 from extproc.config_sections import SECTIONS
-from extproc.plan import PLAN, BreakerPlan, Plan
+from extproc.plan import BreakerPlan, Plan
 from extproc.route import MAX_ROUTES, Route
 
 REFERENCE = Path(__file__).parents[3] / "docs/reference/filter.toml"
@@ -52,7 +52,7 @@ def test_every_key_is_documented_with_its_range() -> None:
     assert set(tables) == {*SECTIONS, "route", "plan", "plan.breaker"}
     for name, struct in {"plan": Plan, "plan.breaker": BreakerPlan}.items():
         for key in set(struct.__struct_fields__) - {"version", "breaker"}:
-            default = getattr(PLAN if name == "plan" else PLAN.breaker, key)
+            default = getattr(Plan() if name == "plan" else Plan().breaker, key)
             assert re.search(rf"^{key} = {default!r} +# .*$", tables[name], re.MULTILINE), f"{name}.{key}"
     for name, section in {**SECTIONS, "route": Route}.items():
         for key, kind in kinds_of(section).items():

@@ -4,7 +4,9 @@ import msgspec
 import pytest
 
 from extproc.admission_floor import AdmissionFloor
-from extproc.plan import PLAN, BreakerPlan, Plan, PlanError, plan_digest
+from extproc.plan import BreakerPlan, Plan, PlanError, plan_digest
+
+PLAN = Plan()
 
 
 def test_every_threshold_is_part_of_the_digest() -> None:
