@@ -25,6 +25,7 @@ from tests.conformance.definitions import (
     connection,
     evidence,
     keys_and_signatures,
+    parsing,
     relaxed,
     syntax,
 )
@@ -40,6 +41,7 @@ VERIFIER: dict[str, tuple[Case, ...]] = {
     "keys-and-signatures": keys_and_signatures.CASES,
     "after-the-proof": after_the_proof.CASES,
     "evidence": evidence.CASES,
+    "parsing": parsing.CASES,
     "relaxed": relaxed.CASES,
     "answers": answers.CASES,
 }

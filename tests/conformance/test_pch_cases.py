@@ -368,7 +368,7 @@ def test_there_are_enough_cases_of_every_kind_and_reason() -> None:
     verified = [case for file in VERIFIER for case in json.loads((CASES / f"{file}.json").read_text())]
     asked = [case for file in CLIENT for case in json.loads((CASES / f"{file}.json").read_text())]
     ids = [case["id"] for case in (*verified, *asked)]
-    assert len(set(ids)) == len(ids) >= 650
+    assert len(set(ids)) == len(ids) >= 750
     reasons = {step["expect"]["reason"] for case in verified for step in case["steps"]}
     later = {"quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
     assert reasons >= {str(reason) for reason in ANSWERS} - later
