@@ -1,4 +1,4 @@
-"""How the catalogue is run: what did not hold shows in the exit status, and what was broken is healed whatever happens."""
+"""How the catalogue is run: what did not hold shows in the exit status, and what was broken is healed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def experiment(name: str) -> Experiment:
 
 
 @pytest.fixture
-def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, Any]]:
+def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     """Have experiments end as this says, by name, instead of being run."""
     ends: dict[str, Any] = {}
 
@@ -41,7 +41,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str,
     monkeypatch.setattr(chaos, "end_as_by_an_interrupt", lambda: None)
     names = ("app_down", "app_reset")
     monkeypatch.setattr(sys, "argv", ["chaos.py", *names, "--out", str(tmp_path / "out")])
-    yield ends
+    return ends
 
 
 @pytest.mark.parametrize(
