@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,15 @@ def ends_in_a_verdict(data: bytes) -> bool:
 @given(st.binary(max_size=4000))
 def test_any_bytes_end_in_a_verdict(data: bytes) -> None:
     assert not ends_in_a_verdict(data)
+
+
+@pytest.mark.slow
+def test_a_change_of_any_byte_is_found(pack: bytes) -> None:
+    source = random.Random(3)
+    for at in range(len(pack)):
+        changed = bytearray(pack)
+        changed[at] ^= source.randrange(1, 256)
+        assert not ends_in_a_verdict(bytes(changed)), f"byte {at}"
 
 
 @given(st.data())
