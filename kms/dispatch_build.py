@@ -92,12 +92,13 @@ class Core:
         self.services.pool.close()
         return left
 
-    def reload(self, config: KmsConfig) -> None:
-        """Take over what may change: rates, places, cache, the phase, the policy file.
+    def reload(self, config: KmsConfig, policy: PolicyClient | None = None) -> None:
+        """Take over what may change: rates, places, cache, the phase, the tenants' table.
 
-        Raises PolicyDenied when the policy file cannot be used: then nothing has changed.
+        `policy`: what `open_policy` made of `config`, which may have been a thread's work; None: it is read here.
+        Raises PolicyDenied when the table cannot be used: then nothing has changed.
         """
-        policy = open_policy(config)
+        policy = policy or open_policy(config)
         self.dispatcher.settings = settings_of(config, policy)
         self.rates.configure(rate_per_s=config.security.sign_rate_limit_rps, share_min=config.limits.tenant_share_min)
         self.admissions["sign"].configure(places=sign_places(config), share_min=config.limits.tenant_share_min)

@@ -21,6 +21,7 @@ from kms.config import ConfigError, config_digest, load_config
 from kms.config_proof import prove_openable
 from kms.config_reload import changed_keys, needs_restart
 from kms.correlation import IdSource
+from kms.dispatch_build import open_policy
 from kms.errors import KmsError
 from kms.events import EventBus
 from kms.grpc_api import build_grpc_server
@@ -32,6 +33,7 @@ from kms.monitoring import Monitoring
 from kms.notices import Notices
 from kms.openapi import openapi_json
 from kms.readiness import Readiness, ReadyPayload
+from kms.reloads import Reloads
 from kms.rules_in_force import RulesInForce
 from kms.service_parts import ServiceParts, open_parts
 from kms.service_probes import ServiceState, service_probes, snapshot_of
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from kms.config import LoadedConfig
+    from kms.config_sections import KmsConfig
     from kms.config_values import SocketAddress
     from kms.listeners import Listeners
+    from kms.policy import PolicyClient
     from kms.process_hardening import Hardening
     from kms.providers.open_provider import ProviderSet
     from kms.telemetry import Telemetry
@@ -140,7 +144,8 @@ class KmsServer:
         )
         self._notices.health(ok=True)
         self._notices.config(self._config)
-        self._take_signals(parts, lifeline_fd)
+        reloads = Reloads(partial(self._reload, parts))
+        self._take_signals(reloads, lifeline_fd)
         bus.start()
         watch = asyncio.create_task(self._watch(rules), name="kms-watch")
         try:
@@ -149,6 +154,7 @@ class KmsServer:
             watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
+            await reloads.stop()
             await self._drain(calls, parts)
 
     def _make_calls(self, parts: ServiceParts, ids: IdSource) -> ApiCalls:
@@ -190,11 +196,11 @@ class KmsServer:
     def _rules(self, *, unix: bool) -> ConnectionRules:
         return ConnectionRules(lambda: self._config, self.telemetry, self._clock.wall_ms, unix)
 
-    def _take_signals(self, parts: ServiceParts, lifeline_fd: int | None) -> None:
+    def _take_signals(self, reloads: Reloads, lifeline_fd: int | None) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        loop.add_signal_handler(signal.SIGHUP, self.reload, parts)
+        loop.add_signal_handler(signal.SIGHUP, reloads.ask)
         # The supervisor started us with it blocked, so that one that came early is not lost.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGHUP})
         if lifeline_fd is not None:
@@ -208,22 +214,27 @@ class KmsServer:
         self.log.event("warn", "supervisor_gone")
         self._stop.set()
 
-    def reload(self, parts: ServiceParts) -> None:
-        """Take over what a reload may change, all or nothing; requests under way end under the former settings."""
+    async def _reload(self, parts: ServiceParts) -> None:
+        """Take over what a reload may change, all or nothing; requests under way end under the former settings.
+
+        What is read and tried of the disk is on a thread: requests go on meanwhile.
+        """
         try:
-            fresh = load_config(self._flags, self._environ).config
+            fresh, policy = await asyncio.to_thread(self._read_anew)
             changed = changed_keys(self._config, fresh)
             waits = needs_restart(changed)
-            if waits:
-                prove_openable(fresh)
             parts.authority.reload()
             if self._tls is not None and self._tls.refresh():
                 self.log.event("info", "certificate_reloaded")
             if not waits:
-                parts.core.reload(fresh)
+                parts.core.reload(fresh, policy)
         except (ConfigError, KmsError) as error:
             self._state.config_ok = False
             self.log.event("error", "config_refused", message=str(error))
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, the configuration of before stays in force
+            self._state.config_ok = False
+            self.log.event("error", "config_refused", trace=places_of(error))
             return
         # Where there is a supervisor, only what it could not take over either gets here with such a change.
         self._state.config_ok = not waits
@@ -235,6 +246,13 @@ class KmsServer:
         self.telemetry.verify_cache_ttl.set(fresh.audit.verify_cache_ttl_ms)
         self.log.event("info", "config_updated", changed=changed)
         self._notices.config(fresh)
+
+    def _read_anew(self) -> tuple[KmsConfig, PolicyClient]:
+        """Read the configuration and the tenants' table, and try what only a restart takes over. Blocks."""
+        fresh = load_config(self._flags, self._environ).config
+        if needs_restart(changed_keys(self._config, fresh)):
+            prove_openable(fresh)
+        return fresh, open_policy(fresh)
 
     async def _watch(self, rules: RulesInForce) -> None:
         while True:

@@ -185,6 +185,36 @@ def test_matrix_sighup_reloads_safe_keys_in_place_and_replaces_the_service_for_o
     assert service.ask("GET", "/readyz", token=None, role="metrics").status == 200
 
 
+def test_a_reload_that_waits_for_its_disk_holds_up_no_request(kms, tmp_path):
+    """The tenants' table is a pipe that nobody has written to yet: as slow as a disk can be."""
+    table = tmp_path / "tenants.toml"
+    table.write_text("[default]\n")
+    service = kms(**MEMORY, POLICY_PATH=str(table))
+    kid, token = service.create(), service.token()
+    table.unlink()
+    os.mkfifo(table)
+    service.signal(signal.SIGHUP)
+    end_s = time.monotonic() + 10
+    while (writer := open_for_reader(table)) is None:
+        assert time.monotonic() < end_s, "nobody reads the table"
+        time.sleep(0.02)
+    assert sign(service, kid, token=token).status == 200
+    assert ready_answer(service).status == 200
+    assert service.events("config_updated") == []
+    os.write(writer, b"[default]\nallow = false\n")
+    os.close(writer)
+    service.wait_for("config_updated")
+    assert sign(service, kid, token=token).code == "NoCapability"
+
+
+def open_for_reader(pipe):
+    """Open a pipe for writing when somebody has opened it for reading."""
+    try:
+        return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
 def ready_answer(service):
     return service.ask("GET", "/readyz", token=None, role="metrics")
 
