@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from extproc.accepted import Accepted, AcceptedFiles
 from extproc.config import FilterConfig, load_config
 from extproc.log_integrator import LogIntegrator
 from extproc.log_section import LogSection
 from extproc.log_service import LogService
 from extproc.policy_bundle import request_algorithms
-from extproc.policy_engine import read_policy_bundle
+from extproc.policy_engine import read_policy_bundle, read_policy_files
 from extproc.rules import rules_of
-from extproc.supervisor import ACCEPTED_FILE
 from receipts.checkpoint_jwks import verifier_keys_of
 from receipts.cli_places import KEYS_NAME, POLICY_NAME, VERIFIER_KEYS_NAME, open_signer
 from receipts.log import LogWriter
@@ -189,12 +189,11 @@ def test_service_without_a_log_says_so_and_with_one_has_its_keys(config: FilterC
 def test_the_policy_is_that_of_the_configuration_that_the_supervisor_accepted_last(config: FilterConfig) -> None:
     store = SqliteReceiptStore(config.receipts.sqlite_path)
     service = LogService(config, store, lambda: time.time_ns() // 1_000_000)
-    accepted = config.filter.socket_dir / ACCEPTED_FILE
-    accepted.parent.mkdir(parents=True)
+    config.filter.socket_dir.mkdir(parents=True)
+    kept, policy = AcceptedFiles(config.filter.socket_dir), read_policy_files(config)
 
     def accept(text: str) -> None:
-        accepted.with_suffix(".new").write_text(text)
-        accepted.with_suffix(".new").replace(accepted)
+        kept.keep(Accepted(text.encode(), policy))
 
     with service.running():
         until(lambda: (config.log.dir / "checkpoint").exists())
@@ -206,7 +205,7 @@ def test_the_policy_is_that_of_the_configuration_that_the_supervisor_accepted_la
         # What is not there, or is no configuration, is nothing that the workers decide by.
         accept("[[route]]")
         assert routes_of(service.source().policy) == ["c"]
-        accepted.unlink()
+        kept.drop()
         assert routes_of(service.source().policy) == ["c"]
     store.close()
 
