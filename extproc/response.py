@@ -18,6 +18,7 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 
 from extproc.body_order import ORDER_HEADER, ORDERED
+from pch.httpsig.accept_signature import make_signature_request, serialise_accept_signature
 from pch.httpsig.signature_field import serialise_signature
 from pch.httpsig.signature_input import serialise_signature_input
 from pch.proof import FIELD_PREFIX, REQUEST_LINE_COMPONENTS, TAG, TAG_SECOND_HALF
@@ -268,6 +269,5 @@ def accept_signature(
         names.append("content-digest")
     if route.bound:
         names.append("pch-channel-binding")
-    components = " ".join(f'"{name}"' for name in names)
     tags = (TAG, TAG_SECOND_HALF) if route.hybrids_alone and not may_fall_back else (TAG,)
-    return ", ".join([f'{tag}=({components});created;expires;nonce="{challenge}";tag="{tag}"' for tag in tags])
+    return serialise_accept_signature({tag: make_signature_request(names, nonce=challenge, tag=tag) for tag in tags})
