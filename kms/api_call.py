@@ -97,6 +97,8 @@ class ApiCalls:
         self.draining = False
         # False while the wall clock is known to have been stepped: the end of a capability cannot be judged then.
         self.clock_ok: Callable[[], bool] = lambda: True
+        # Told of what was refused before it was an operation, by its name and reason: the audit log counts it.
+        self.on_refused: Callable[[str, str], None] = lambda _op, _reason: None
         self._counters: dict[tuple[str, str, str], Any] = {}
         self._routes: dict[tuple[str, str], tuple[Any, Any]] = {}
 
@@ -157,6 +159,7 @@ class ApiCalls:
             # The dispatcher counts what it refuses by itself.
             self._telemetry.rejected.labels(typed.reason).inc()
             self._telemetry.reject.labels(typed.reason).inc()
+            self.on_refused(OTHER_ROUTE if call.operation is None else call.operation.op, typed.reason)
         return typed
 
     def close(self, call: ApiCall, status: str, error: KmsError | None, response: Message | None) -> None:

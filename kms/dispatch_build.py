@@ -64,6 +64,7 @@ class Core:
     rates: Rates
     admissions: Mapping[str, Admission]
     metrics: OperationMetrics
+    refusals: Refusals
     telemetry: Telemetry
 
     async def start(self) -> None:
@@ -213,7 +214,7 @@ def build_core(
     )
     show_phase(config, telemetry)
     keeper = Keeper(custody, dispatcher, refusals, telemetry)
-    return Core(services, dispatcher, keeper, rates, admissions, metrics, telemetry)
+    return Core(services, dispatcher, keeper, rates, admissions, metrics, refusals, telemetry)
 
 
 def own_operations(services: Services) -> dict[str, Operation]:

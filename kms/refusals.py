@@ -1,7 +1,12 @@
-"""Refusals in the audit log: each one up to a rate, counts beyond it, so that a flood of them cannot fill the disk."""
+"""Refusals in the audit log: each one up to a rate, counts beyond it, so that a flood of them cannot fill the disk.
+
+What is refused before it is an operation (no capability, a body that is none) is only ever counted: a caller who holds
+nothing costs a line every ten seconds, whatever he sends.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -16,7 +21,10 @@ if TYPE_CHECKING:
 REFUSALS_PER_S: Final = 50
 # One summary a second at most; it holds counts by operation and reason, which are few.
 SUMMARY_PERIOD_S: Final = 1.0
+OUTSIDE_PERIOD_S: Final = 10.0
 MAX_KINDS: Final = 256
+KINDS_A_RECORD: Final = 32
+"""As many as a record's details have room for."""
 SUMMARY_OP: Final = "refusals"
 
 
@@ -28,7 +36,7 @@ class Refusals:
         self._clock = clock
         self._tokens = float(REFUSALS_PER_S)
         self._at_s = clock.monotonic_s()
-        self._summed_s = self._at_s
+        self._due_s = math.inf
         self._counts: Counter[str] = Counter()
 
     async def record(
@@ -55,23 +63,29 @@ class Refusals:
             event = AuditEvent(op, error.code.value, error.reason, tenant, kid, "", payload_b3, op_id, context)
             written = await self._append(event)
         if not written:
-            self._count(f"{op}:{error.reason}")
+            self._count(f"{op}:{error.reason}", SUMMARY_PERIOD_S)
+
+    def count_outside(self, op: str, reason: str) -> None:
+        """Count what was refused before it was an operation."""
+        self._count(f"{op}:{reason}", OUTSIDE_PERIOD_S)
 
     async def flush(self, *, now: bool = False) -> None:
         """Write the counts when their time has come, or at once."""
-        now_s = self._clock.monotonic_s()
-        if not self._counts or not (now or now_s - self._summed_s >= SUMMARY_PERIOD_S):
+        if not self._counts or not (now or self._clock.monotonic_s() >= self._due_s):
             return
-        self._summed_s = now_s
         if self._audit.writable() is not None:
             return
-        counts, self._counts = self._counts, Counter()
-        detail = {kind: str(count) for kind, count in sorted(counts.items())}
-        if not await self._append(AuditEvent(SUMMARY_OP, "ok", "", "", "", "", "", "", None, detail)):
-            self._counts.update(counts)
+        counts, self._counts, self._due_s = self._counts, Counter(), math.inf
+        kinds = sorted(counts)
+        for at in range(0, len(kinds), KINDS_A_RECORD):
+            detail = {kind: str(counts.pop(kind)) for kind in kinds[at : at + KINDS_A_RECORD]}
+            if not await self._append(AuditEvent(SUMMARY_OP, "ok", "", "", "", "", "", "", None, detail)):
+                self._counts.update({kind: int(count) for kind, count in detail.items()})
+                self._due_s = min(self._due_s, self._clock.monotonic_s() + SUMMARY_PERIOD_S)
 
-    def _count(self, kind: str) -> None:
+    def _count(self, kind: str, within_s: float) -> None:
         self._counts[kind if kind in self._counts or len(self._counts) < MAX_KINDS else "other"] += 1
+        self._due_s = min(self._due_s, self._clock.monotonic_s() + within_s)
 
     async def _append(self, event: AuditEvent) -> bool:
         try:

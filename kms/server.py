@@ -123,6 +123,7 @@ class KmsServer:
         calls = self._make_calls(parts, ids)
         probes = service_probes(self._state, parts, lambda: self._config, self._clock)
         self._readiness = Readiness(probes, lambda: snapshot_of(parts, lambda: self._config), self._tell_readiness)
+        calls.on_refused = parts.core.refusals.count_outside
         calls.clock_ok = lambda: "clock_ok" not in self._readiness.payload.missing
         await parts.core.start()
         rules = RulesInForce(

@@ -78,3 +78,22 @@ async def test_of_several_tenants_no_one_phase_is_told(tenants: tuple[str, ...],
         request = VerifyRequest(payload_b3=DIGEST, sigs=signed.sigs)
         await bench.core.dispatcher.call("verify", request, context)
         assert context.phase.pq_mode == mode
+
+
+async def test_what_is_refused_before_it_is_an_operation_is_told_for_the_audit_log() -> None:
+    async with running_core() as bench:
+        kid = await bench.create()
+        parts = edge_over(bench)
+        told: list[tuple[str, str]] = []
+        parts.calls.on_refused = lambda op, reason: told.append((op, reason))
+        signing = {"kid_or_set": {"kid": kid}, "payload_b3": DIGEST}
+        assert (await parts.ask(body=signing)).status == 200
+        assert (await parts.ask(body=signing | {"payload_b3": "00"})).status == 400
+        assert (await parts.ask(body=signing, authorization="Bearer forged")).status == 401
+        assert (await parts.ask(path="/v1/kms/nowhere")).status == 404
+        assert (await parts.ask(body=signing, content_length="99999999")).status == 413
+        assert told == [("sign", "bad_request"), ("sign", "unauth"), ("other", "not_found"), ("sign", "too_large")]
+        missing = signing | {"kid_or_set": {"kid": kid.replace("#v1", "#v9")}}
+        assert (await parts.ask(body=missing)).status == 404
+        assert len(told) == 4, "the dispatcher's own refusals have records of their own"
+        parts.log.close()
