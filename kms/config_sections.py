@@ -79,7 +79,10 @@ class SecuritySection(Section, frozen=True):
 
 
 class EntropyTimeSection(Section, frozen=True):
-    """`[entropy_time]`: how often the random source is checked and reseeded (I-10)."""
+    """`[entropy_time]`: taken so that files of the documents load; no generator of ours is there to be reseeded.
+
+    See docs/decisions/0014-what-custody-means.md.
+    """
 
     rng_reseed_interval_ops: Annotated[int, msgspec.Meta(ge=1, le=2**53)] = 100_000
 

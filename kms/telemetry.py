@@ -110,7 +110,7 @@ class Telemetry:
 
     def _register_queues_and_tasks(self) -> None:
         self.queue_depth = self._gauge("queue_depth", "Items that wait", "queue")
-        self.queue_dropped = self._counter("queue_dropped_total", "Items dropped", "queue")
+        self.queue_dropped = self._counter("queue_dropped_total", "Always 0: a full queue refuses", "queue")
         self.busy_rejections = self._counter("busy_rejections_total", "Requests refused by a full queue", "queue")
         self.tasks_spawned = self._counter("tasks_spawned_total", "Tasks started", "kind")
         self.tasks_aborted = self._counter("tasks_aborted_total", "Tasks aborted at the drain's deadline", "kind")
