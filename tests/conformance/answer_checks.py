@@ -32,7 +32,8 @@ def check_refusal(expect: dict[str, Any], denied: DeniedHttpResponse) -> None:
     if "offer" in expect:
         assert offer is not None
         said = dataclasses.asdict(offer) | {"algorithms": list(offer.algorithms), "hints": list(offer.hints)}
-        assert said == expect["offer"] | {"challenge": fresh[0]}
+        expected = expect["offer"] | {"challenge": fresh[0]}
+        assert {name: said[name] for name in expected} == expected
     if "accept_signature" in expect:
         asked = parse_accept_signature([fields["accept-signature"].encode()])
         assert {

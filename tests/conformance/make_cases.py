@@ -24,6 +24,7 @@ from tests.conformance.definitions import (
     client_relaxes,
     connection,
     evidence,
+    fallback,
     keys_and_signatures,
     parsing,
     relaxed,
@@ -42,6 +43,7 @@ VERIFIER: dict[str, tuple[Case, ...]] = {
     "after-the-proof": after_the_proof.CASES,
     "evidence": evidence.CASES,
     "parsing": parsing.CASES,
+    "fallback": fallback.CASES,
     "relaxed": relaxed.CASES,
     "answers": answers.CASES,
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from extproc.breaker import Phase
 from extproc.decision import ALLOWING, Answer
 from extproc.request import EdgeRequest
 from extproc.response import check_response
@@ -40,6 +41,8 @@ WORLD: dict[str, Any] = json.loads((CASES / "world.json").read_text())
 KEYS: list[dict[str, Any]] = json.loads((CASES / "keys.json").read_text())
 PRIVATE = {key["name"]: private_key_from_jwk(key["private_jwk"]) for key in KEYS}
 PUBLIC = {key["key_id"]: public_key_from_jwk(key["jwk"]) for key in KEYS}
+BREAKER = "[plan.breaker]\nmin_samples = 5\nmax_gain = 0.5\nfloor_share = 1.0\n"
+"""A few failures open it, and what has a good proof goes on all the same."""
 PSEUDO = (":method", ":path", ":authority", ":scheme")
 
 
@@ -56,7 +59,7 @@ def config_text() -> str:
     )
     head = {"realm": WORLD["realm"], "max_age_s": WORLD["max_age_s"], "clock_skew_s": WORLD["clock_skew_s"]}
     filter_section = "".join(f"{name} = {json.dumps(value)}\n" for name, value in head.items())
-    return f'[filter]\nworkers = 1\n{filter_section}[nonce_store]\nkind = "memory"\n' + routes
+    return f'[filter]\nworkers = 1\n{filter_section}[nonce_store]\nkind = "memory"\n{BREAKER}' + routes
 
 
 def verifier(folder: Path) -> FilterParts:
@@ -109,6 +112,16 @@ def edge_request_of(step: dict[str, Any]) -> EdgeRequest:
     )
 
 
+def trip(parts: FilterParts, route: str) -> None:
+    """Let the app behind `route` fail until the breaker opens."""
+    for _ in range(4):
+        for _ in range(10):
+            parts.stress.ended(route, 503, 10, (), probe_epoch=None)
+        parts.clock.now_ms += 100
+        parts.stress.tick()
+    assert parts.stress.phase(route) is not Phase.CLOSED
+
+
 def check_answer(expect: dict[str, Any], answer: Answer) -> None:
     allowed = answer.reason in ALLOWING
     kept = answer.reason == "evidence_kept"
@@ -138,6 +151,8 @@ async def test_our_verifier_answers_as_the_case_says(case: dict[str, Any], tmp_p
     await parts.start()
     try:
         for step in case["steps"]:
+            for route in step.get("not_closed", ()):
+                trip(parts, route)
             parts.clock.now_ms = step["now_ms"]
             check_answer(step["expect"], await parts.answer(edge_request_of(step)))
     finally:

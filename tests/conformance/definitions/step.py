@@ -33,7 +33,8 @@ Covered = Sequence[str | ComponentId]
 class Step:
     """One request. `binding`: what the edge vouches for. `stream`, `instance`: whose Check it is (PCH §4 step 9).
 
-    `answer`: what the case says of the answer beside its reason, None for nothing.
+    `answer`: what the case says of the answer beside its reason, None for nothing. `not_closed`: routes whose breakers
+    are not closed.
     """
 
     method: str = "GET"
@@ -48,6 +49,7 @@ class Step:
     at_ms: int = NOW_MS
     signer: str | None = None
     answer: dict[str, Any] | None = None
+    not_closed: tuple[str, ...] = ()
 
     @property
     def message(self) -> RequestMessage:
@@ -196,8 +198,10 @@ def step_json(step: Step, reason: str) -> dict[str, Any]:
     expect["signature_bases"] = signature_bases_of(step.message)
     if step.answer is not None:
         expect["answer"] = step.answer
+    breakers = {"not_closed": list(step.not_closed)} if step.not_closed else {}
     return {
         "now_ms": step.at_ms,
+        **breakers,
         "edge": {
             "binding_hex": None if step.binding is None else step.binding.hex(),
             "stream": step.stream,

@@ -40,6 +40,8 @@ ROUTES: Final[list[dict[str, Any]]] = [
     {"name": "pq", "path": "/pq", "mode": "pq_only", "algorithms": [M65, HYBRID]},
     {"name": "evidence", "path": "/evidence", "evidence": "required"},
     {"name": "never-relaxes", "path": "/plain", "relax": "off"},
+    {"name": "fallback", "path": "/fallback", "algorithms": [HYBRID], "fallback_classic": True},
+    {"name": "fallback-listed", "path": "/fallback-listed", "algorithms": [HYBRID, ED], "fallback_classic": True},
     {"name": "hybrid", "path": "/hybrid/**", "algorithms": [HYBRID, P256_HYBRID]},
     {"name": "either", "path": "/either", "mode": "or", "algorithms": [HYBRID, ED, M65]},
     {"name": "either-listed", "path": "/either-listed", "mode": "or", "algorithms": [HYBRID]},
