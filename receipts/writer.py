@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from receipts.group_commit import DEFAULT_MAX_PENDING_ITEMS, GroupCommit, GroupCommitCounts
@@ -19,9 +20,10 @@ class ReceiptWriter:
     """Append drafts from any task to one store, in one chain, many to a commit.
 
     `writer_id`: a UUID made fresh by this process at its start; two processes never share one. `store` is
-    used for writing by this writer's thread alone until `aclose` returns.
+    used for writing by this writer's thread alone until `aclose` returns. `failing_timeout_s`: how long an append
+    waits at the most while the last commit is one that failed.
 
-    Ownership: `_tail` belongs to the writer's thread.
+    Ownership: `_tail` belongs to the writer's thread, which alone sets `_failing`.
     """
 
     def __init__(
@@ -31,12 +33,15 @@ class ReceiptWriter:
         writer_id: WriterId,
         max_batch_receipts: int = MAX_BATCH_RECEIPTS,
         max_pending_receipts: int = DEFAULT_MAX_PENDING_ITEMS,
+        failing_timeout_s: float = math.inf,
     ) -> None:
         if max_batch_receipts > MAX_BATCH_RECEIPTS:
             raise ValueError(f"max_batch_receipts is over {MAX_BATCH_RECEIPTS}")
         self._store = store
         self._writer_id = writer_id
         self._tail: WriterTail | None = None
+        self._failing = False
+        self._failing_timeout_s = failing_timeout_s
         self._commits: GroupCommit[ReceiptDraft, StoredReceipt] = GroupCommit(
             self._commit,
             name="receipts",
@@ -66,7 +71,9 @@ class ReceiptWriter:
         ReceiptTooLarge) or ReceiptFormatError; after those nothing may be answered on its strength, though it
         may have become durable.
         """
-        return await self._commits.submit(draft, timeout_s)
+        return await self._commits.submit(
+            draft, min(timeout_s, self._failing_timeout_s) if self._failing else timeout_s
+        )
 
     async def aclose(self, drain_s: float) -> int:
         """Store what is queued, then stop; returns how many were given up after `drain_s` seconds."""
@@ -75,8 +82,13 @@ class ReceiptWriter:
     def _commit(self, drafts: Sequence[ReceiptDraft]) -> Sequence[StoredReceipt | Exception]:
         # Forgotten first: when this append fails its receipts may be stored all the same: the store knows.
         tail, self._tail = self._tail, None
-        if tail is None:
-            tail = self._store.writer_tail(self._writer_id)
-        appended = self._store.append(drafts, tail)
+        try:
+            if tail is None:
+                tail = self._store.writer_tail(self._writer_id)
+            appended = self._store.append(drafts, tail)
+        except Exception:
+            self._failing = True
+            raise
+        self._failing = False
         self._tail = appended.tail
         return appended.outcomes

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +37,12 @@ class FaultyStore:
     def __init__(self, store: SqliteReceiptStore) -> None:
         self._store = store
         self.faults: list[str] = []
+        self.waits_for: threading.Event | None = None
 
     def append(self, drafts: Sequence[ReceiptDraft], tail: WriterTail) -> Appended:
         fault = self.faults.pop(0) if self.faults else None
+        if self.waits_for is not None:
+            assert self.waits_for.wait(WAIT_S)
         if fault == "not persisted":
             raise ReceiptStoreUnavailable("SQLite: SQLITE_FULL")
         appended = self._store.append(drafts, tail)
@@ -57,7 +62,7 @@ def whole(store: SqliteReceiptStore) -> list[StoredReceipt]:
     return rows
 
 
-def started(store: Any, writer_id: WriterId | None = None, **options: int) -> ReceiptWriter:
+def started(store: Any, writer_id: WriterId | None = None, **options: Any) -> ReceiptWriter:
     made = ReceiptWriter(store, writer_id=writer_id or WriterId(str(uuid.uuid4())), **options)
     made.start()
     return made
@@ -219,6 +224,30 @@ async def test_queue_and_time_are_bounded(store: SqliteReceiptStore, make_draft:
         await made.append(make_draft(), 0.0)
     await made.aclose(WAIT_S)
     assert 50 - len(refused) <= len(whole(store)) <= 51 - len(refused)
+
+
+async def test_while_the_store_fails_nobody_waits_for_long(
+    store: SqliteReceiptStore, make_draft: Callable[..., ReceiptDraft]
+) -> None:
+    faulty, goes_on = FaultyStore(store), threading.Event()
+    made = started(faulty, failing_timeout_s=0.0)
+    await made.append(make_draft(), WAIT_S)
+    faulty.faults = ["not persisted"]
+    with pytest.raises(ReceiptStoreUnavailable):
+        await made.append(make_draft(), WAIT_S)
+    faulty.waits_for = goes_on
+    with pytest.raises(StoreTimeout):
+        await made.append(make_draft(), WAIT_S)
+    goes_on.set()
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            with contextlib.suppress(StoreTimeout):
+                await made.append(make_draft(), WAIT_S)
+                break
+    for _ in range(5):
+        await made.append(make_draft(), WAIT_S)
+    await made.aclose(WAIT_S)
+    assert len(whole(store)) >= 7
 
 
 def test_a_batch_larger_than_the_stores_is_refused(store: SqliteReceiptStore) -> None:
