@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from kms.mint import Grant, mint
+from kms.root_key import read_roots
 from tests.e2e.stack_client import AUTHZ, double_stack
 from tools.stack import Stack, down, is_running, read_state, up
-from tools.stack_config import REPOSITORY, Ports, StackError, StackSettings
+from tools.stack_config import REPOSITORY, Ports, StackError, StackFiles, StackSettings
 from tools.stack_process import ProcessIdentity, end, processes_of_run
 
 if TYPE_CHECKING:
@@ -43,7 +46,28 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, timeout=120)
 
 
-def test_command_line_starts_a_whole_stack_once_and_stops_it(var: Path) -> None:
+def examples(files: StackFiles) -> subprocess.CompletedProcess[str]:
+    """Run the key service's documented examples against the stack's own, with a capability of tenant `core`."""
+    addresses = tomllib.loads(files.kms_toml.read_text())
+    scopes = tuple(f"kms:{scope}" for scope in ("read", "sign", "verify", "wrap", "unwrap", "rotate"))
+    now_s = int(time.time())
+    token, _ = mint(
+        read_roots(files.kms_root)[-1], Grant(scopes, ("core",), expires_at_s=now_s + 600), now_s, os.urandom
+    )
+    environ = {
+        **os.environ,
+        "MACAROON": token,
+        "KMS_URL": f"http://{addresses['bind_addr']}",
+        "KMS_GRPC": addresses["grpc_addr"],
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    script = REPOSITORY / "docs" / "reference" / "kms-examples.sh"
+    return subprocess.run([script], env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line_starts_a_whole_stack_once_and_stops_it(var: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RON_KMS_DEADLINE_AUDIT_APPEND", "2s")  # the examples are not about the disk
     started = command("up", "--free-ports", "--var", str(var))
     assert started.returncode == 0, started.stderr
     state = json.loads((var / "stack.json").read_text())
@@ -52,6 +76,9 @@ def test_command_line_starts_a_whole_stack_once_and_stops_it(var: Path) -> None:
     for name in ("ca", "config", "demo_key", "keyring", "envoy_config"):
         assert Path(state[name]).is_file(), name
     assert {"app", "kms", "filter", "admin", "envoy"} == set(state["pids"]) == set(state["logs"])
+    done = examples(StackFiles(var))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("all examples hold\n")
     again = command("up", "--free-ports", "--var", str(var))
     assert again.returncode == 0
     assert "already running" in again.stdout
