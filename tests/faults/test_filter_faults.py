@@ -141,7 +141,7 @@ def test_locked_receipt_database_lets_nothing_through_and_breaks_no_chain(faulty
     path = faulty.var / "receipts.sqlite3"
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute("BEGIN IMMEDIATE")
-        # At first the edge may give up before the filter: its patience with one Check is shorter than receipts.timeout_ms.
+        # At first the edge may give up before the filter: its patience is shorter than receipts.timeout_ms.
         faulty.nothing_passes("store_unavailable", "internal", times=1)
         faulty.wait_told("receipts", "store_unavailable")
         # Then the workers know that the store fails, and say so in time.
