@@ -131,9 +131,6 @@ class ReceiptStore(Protocol):
     def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
         """Find a receipt by id, whatever text that is. Raises ReceiptStoreUnavailable."""
 
-    def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
-        """Find the one receipt stored under `key` (32 bytes). Raises ReceiptStoreUnavailable."""
-
     def latest(self, limit: int) -> list[StoredReceipt]:
         """Return the last 1 to `MAX_LATEST` receipts, newest first. Raises ReceiptStoreUnavailable."""
 

@@ -13,37 +13,37 @@ import contextlib
 import dataclasses
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, LiteralString, cast
+from typing import TYPE_CHECKING, Any, Final, LiteralString
 
 import psycopg
 
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, StoreError
 from receipts.postgres_connection import BoundedConnection, connect, parse_url, typed_errors
 from receipts.postgres_schema import migrate
-from receipts.receipt_id import is_receipt_id
 from receipts.sealed_batch import SealedDraft, seal_batch
-from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, MAX_READ, Appended, StoredReceipt, WriterTail, receipt_of
+from receipts.store import MAX_BATCH_RECEIPTS, Appended, StoredReceipt, WriterTail, receipt_of
+from receipts.store_reads import ReadStatements, StoreReads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from receipts.receipt import ReceiptDraft
-    from receipts.receipt_id import ReceiptId, WriterId
 
 APPEND_LOCK: Final = 0x53474E52_00000002
 """Advisory lock of whoever appends."""
 DEFAULT_LOCK_TIMEOUT_MS: Final = 1000
 
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM signet.receipts "
-_BY_ID: Final = _SELECT + "WHERE id = %s"
-_BY_KEY: Final = _SELECT + "WHERE idempotency_key = %b"
 _BY_PLACE: Final = _SELECT + "WHERE writer = %s AND wseq = %s"
 _BY_TRACE: Final = _SELECT + "WHERE trace_id = %s ORDER BY seq LIMIT %s"
-_LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT %s"
-_READ: Final = _SELECT + "WHERE seq > %s ORDER BY seq LIMIT %s"
-_TAIL: Final = "SELECT wseq, leaf_hash FROM signet.receipts WHERE writer = %s ORDER BY wseq DESC LIMIT 1"
-_PRUNED_TO: Final = "SELECT coalesce(max(up_to_seq), 0) FROM signet.prunings"
-_FIRST_SINCE: Final = "SELECT min(seq) FROM signet.receipts WHERE seq > %s AND seq <= %s AND time_ms >= %s"
+_READS: Final = ReadStatements(
+    by_id=_SELECT + "WHERE id = %s",
+    latest=_SELECT + "ORDER BY seq DESC LIMIT %s",
+    read=_SELECT + "WHERE seq > %s ORDER BY seq LIMIT %s",
+    tail="SELECT wseq, leaf_hash FROM signet.receipts WHERE writer = %s ORDER BY wseq DESC LIMIT 1",
+    pruned_to="SELECT coalesce(max(up_to_seq), 0) FROM signet.prunings",
+    first_since="SELECT min(seq) FROM signet.receipts WHERE seq > %s AND seq <= %s AND time_ms >= %s",
+)
 # Read committed: each statement sees what is committed when it begins, which for those after the lock is everything.
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"
 _LOCK: Final = "SELECT pg_advisory_xact_lock(%s)"
@@ -85,12 +85,14 @@ def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class PostgresReceiptStore:
+class PostgresReceiptStore(StoreReads):
     """A ReceiptStore in the schema `signet` of the database at `url` (`postgresql://…`), made when absent.
 
     `lock_timeout_ms`: how long a write waits for other writers. Raises StoreUrlError, ReceiptStoreUnavailable when
     the server cannot be reached, StoreCorrupt when the schema is another program's or a newer Signet's.
     """
+
+    _statements = _READS
 
     def __init__(
         self,
@@ -122,21 +124,6 @@ class PostgresReceiptStore:
                 connection.execute("COMMIT", prepare=True)
         return Appended(outcomes, placing.tail)
 
-    def writer_tail(self, writer: WriterId) -> WriterTail:
-        """Read the end of `writer`'s chain; see `ReceiptStore.writer_tail`."""
-        rows = self._fetch(_TAIL, (writer,))
-        return WriterTail(writer, *rows[0]) if rows else WriterTail(writer)
-
-    def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
-        """Find a receipt by id; see `ReceiptStore.get`."""
-        rows = self._fetch(_BY_ID, (receipt_id,)) if is_receipt_id(receipt_id) else []
-        return receipt_of(rows[0]) if rows else None
-
-    def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
-        """Find a receipt by its idempotency key; see `ReceiptStore.by_idempotency_key`."""
-        rows = self._fetch(_BY_KEY, (key,))
-        return receipt_of(rows[0]) if rows else None
-
     def by_place(self, writer: str, wseq: int) -> StoredReceipt | None:
         """Find a writer's receipt number `wseq`. Raises ReceiptStoreUnavailable."""
         rows = self._fetch(_BY_PLACE, (writer, wseq))
@@ -145,26 +132,6 @@ class PostgresReceiptStore:
     def by_trace(self, trace_id: str, limit: int) -> list[StoredReceipt]:
         """Return up to `limit` receipts of a trace, in order. Raises ReceiptStoreUnavailable."""
         return [receipt_of(row) for row in self._fetch(_BY_TRACE, (trace_id, limit))]
-
-    def latest(self, limit: int) -> list[StoredReceipt]:
-        """Return the newest receipts; see `ReceiptStore.latest`."""
-        if not 1 <= limit <= MAX_LATEST:
-            raise ValueError(f"limit is 1 to {MAX_LATEST}")
-        return [receipt_of(row) for row in self._fetch(_LATEST, (limit,))]
-
-    def read(self, after_seq: int, limit: int) -> list[StoredReceipt]:
-        """Return receipts in order; see `ReceiptStore.read`."""
-        if not 1 <= limit <= MAX_READ:
-            raise ValueError(f"limit is 1 to {MAX_READ}")
-        return [receipt_of(row) for row in self._fetch(_READ, (after_seq, limit))]
-
-    def pruned_to(self) -> int:
-        """Return the last place without a payload; see `ReceiptStore.pruned_to`."""
-        return cast("int", self._fetch(_PRUNED_TO, ())[0][0])
-
-    def first_since(self, time_ms: int, after_seq: int, limit: int) -> int | None:
-        """Find the first receipt of `time_ms` or later; see `PrunableStore.first_since`."""
-        return cast("int | None", self._fetch(_FIRST_SINCE, (after_seq, after_seq + limit, time_ms))[0][0])
 
     def permit_pruning(self, event_seq: int, up_to_seq: int) -> None:
         """Permit dropping payloads; see `PrunableStore.permit_pruning`."""

@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from receipts.errors import ReceiptFormatError, ReceiptStoreUnavailable, StoreError
-from receipts.receipt_id import is_receipt_id
 from receipts.sealed_batch import seal_batch
 from receipts.sqlite_file import OpenFile, close, connect, create_private, open_file, try_begin, typed_errors
 from receipts.sqlite_schema import migrate
-from receipts.store import MAX_BATCH_RECEIPTS, MAX_LATEST, MAX_READ, Appended, StoredReceipt, WriterTail, receipt_of
+from receipts.store import MAX_BATCH_RECEIPTS, Appended, StoredReceipt, WriterTail, receipt_of
+from receipts.store_reads import ReadStatements, StoreReads
 from receipts.turnstile import Turnstile, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from typing import LiteralString
 
     from receipts.receipt import ReceiptDraft
-    from receipts.receipt_id import ReceiptId, WriterId
     from receipts.sealed_batch import SealedDraft
 
 DEFAULT_BUSY_TIMEOUT_MS: Final = 1000
@@ -42,11 +42,14 @@ CHECKPOINT_AFTER_BYTES: Final = 4 * 1024 * 1024
 _SELECT: Final = "SELECT id, seq, writer, wseq, raw, decision, reason, status, leaf_hash FROM receipts "
 _BY_ID: Final = _SELECT + "WHERE id = ?"
 _BY_KEY: Final = _SELECT + "WHERE idempotency_key = ?"
-_LATEST: Final = _SELECT + "ORDER BY seq DESC LIMIT ?"
-_READ: Final = _SELECT + "WHERE seq > ? ORDER BY seq LIMIT ?"
-_TAIL: Final = "SELECT wseq, leaf_hash FROM receipts WHERE writer = ? ORDER BY wseq DESC LIMIT 1"
-_PRUNED_TO: Final = "SELECT coalesce(max(up_to_seq), 0) FROM prunings"
-_FIRST_SINCE: Final = "SELECT min(seq) FROM receipts WHERE seq > ? AND seq <= ? AND time_ms >= ?"
+_READS: Final = ReadStatements(
+    by_id=_BY_ID,
+    latest=_SELECT + "ORDER BY seq DESC LIMIT ?",
+    read=_SELECT + "WHERE seq > ? ORDER BY seq LIMIT ?",
+    tail="SELECT wseq, leaf_hash FROM receipts WHERE writer = ? ORDER BY wseq DESC LIMIT 1",
+    pruned_to="SELECT coalesce(max(up_to_seq), 0) FROM prunings",
+    first_since="SELECT min(seq) FROM receipts WHERE seq > ? AND seq <= ? AND time_ms >= ?",
+)
 _DROP: Final = """
     WITH done (seq) AS (SELECT coalesce(max(seq), 0) FROM receipts WHERE length(raw) = 0),
          last (seq) AS (SELECT min(done.seq + :limit, (SELECT coalesce(max(up_to_seq), 0) FROM prunings)) FROM done)
@@ -64,12 +67,14 @@ def _wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-class SqliteReceiptStore:
+class SqliteReceiptStore(StoreReads):
     """A ReceiptStore in the SQLite file at `path`, made with mode 0600 when absent.
 
     `busy_timeout_ms`: how long a write waits for another process's. Raises ReceiptStoreUnavailable when the
     file cannot be opened, StoreCorrupt when it is another program's or a newer Signet's.
     """
+
+    _statements = _READS
 
     def __init__(
         self,
@@ -114,41 +119,6 @@ class SqliteReceiptStore:
             raise
         self._checkpoint_when_due(sum(len(each.raw) for each in outcomes if isinstance(each, StoredReceipt)))
         return Appended(tuple(outcomes), tail)
-
-    def writer_tail(self, writer: WriterId) -> WriterTail:
-        """Read the end of `writer`'s chain; see `ReceiptStore.writer_tail`."""
-        rows = self._fetch(_TAIL, (writer,))
-        return WriterTail(writer, *rows[0]) if rows else WriterTail(writer)
-
-    def get(self, receipt_id: ReceiptId) -> StoredReceipt | None:
-        """Find a receipt by id; see `ReceiptStore.get`."""
-        rows = self._fetch(_BY_ID, (receipt_id,)) if is_receipt_id(receipt_id) else []
-        return receipt_of(rows[0]) if rows else None
-
-    def by_idempotency_key(self, key: bytes) -> StoredReceipt | None:
-        """Find a receipt by its idempotency key; see `ReceiptStore.by_idempotency_key`."""
-        rows = self._fetch(_BY_KEY, (key,))
-        return receipt_of(rows[0]) if rows else None
-
-    def latest(self, limit: int) -> list[StoredReceipt]:
-        """Return the newest receipts; see `ReceiptStore.latest`."""
-        if not 1 <= limit <= MAX_LATEST:
-            raise ValueError(f"limit is 1 to {MAX_LATEST}")
-        return [receipt_of(row) for row in self._fetch(_LATEST, (limit,))]
-
-    def read(self, after_seq: int, limit: int) -> list[StoredReceipt]:
-        """Return receipts in order; see `ReceiptStore.read`."""
-        if not 1 <= limit <= MAX_READ:
-            raise ValueError(f"limit is 1 to {MAX_READ}")
-        return [receipt_of(row) for row in self._fetch(_READ, (after_seq, limit))]
-
-    def pruned_to(self) -> int:
-        """Return the last place without a payload; see `ReceiptStore.pruned_to`."""
-        return cast("int", self._fetch(_PRUNED_TO, ())[0][0])
-
-    def first_since(self, time_ms: int, after_seq: int, limit: int) -> int | None:
-        """Find the first receipt of `time_ms` or later; see `PrunableStore.first_since`."""
-        return cast("int | None", self._fetch(_FIRST_SINCE, (after_seq, after_seq + limit, time_ms))[0][0])
 
     def permit_pruning(self, event_seq: int, up_to_seq: int) -> None:
         """Permit dropping payloads; see `PrunableStore.permit_pruning`."""
@@ -245,7 +215,7 @@ class SqliteReceiptStore:
             finally:
                 turnstile.leave()
 
-    def _fetch(self, statement: str, parameters: tuple[object, ...]) -> list[Any]:
+    def _fetch(self, statement: LiteralString, parameters: tuple[object, ...]) -> list[Any]:
         with self._read_lock, typed_errors():
             if self._reading is not None and not self._reading.in_place(self._path):
                 self._close_reading()
