@@ -84,8 +84,8 @@ class Answer:
     may_fall_back: bool = False
 
 
-def policy_input(verified: VerifiedRequest, now_ms: int, phase: str) -> PolicyInput:
-    """Gather everything that policy may know of a verified request."""
+def policy_input(verified: VerifiedRequest, now_ms: int, phase: str, commit: str | None) -> PolicyInput:
+    """Gather everything that policy may know of a verified request; `commit`: what the policy is said to be of."""
     admitted = verified.admitted
     route = admitted.route
     return PolicyInput(
@@ -103,6 +103,7 @@ def policy_input(verified: VerifiedRequest, now_ms: int, phase: str) -> PolicyIn
         body_bytes=max(len(admitted.content), admitted.content_length or 0),
         fallback=verified.fell_back,
         phase=phase,
+        policy_commit=commit,
     )
 
 

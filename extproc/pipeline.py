@@ -173,7 +173,7 @@ class Pipeline:
 
     async def _ask_policy(self, verified: VerifiedRequest, passage: Passage) -> PolicyVerdict:
         phase = self._parts.stress.phase(verified.admitted.route.name)
-        passage.asked = policy_input(verified, passage.now_ms, phase)
+        passage.asked = policy_input(verified, passage.now_ms, phase, passage.rules.policy.commit)
         try:
             verdict = await passage.rules.policy.evaluate(passage.asked)
         except PolicyError as error:

@@ -37,7 +37,9 @@ def open_engine(config: FilterConfig, files: PolicyFiles | None = None) -> Polic
         # Imported here: the client's package is an optional part.
         from policy.opa import OpaPolicy
 
-        return OpaPolicy(section.opa_host, section.opa_port, timeout_s=section.timeout_ms / 1000)
+        return OpaPolicy(
+            section.opa_host, section.opa_port, timeout_s=section.timeout_ms / 1000, commit=section.commit or None
+        )
     return _wasm(config, files)
 
 
@@ -50,7 +52,9 @@ def read_policy_bundle(config: FilterConfig, files: PolicyFiles | None = None) -
     if section.engine == "opa":
         from policy.opa import read_bundle
 
-        return read_bundle(section.opa_host, section.opa_port, timeout_s=section.timeout_ms / 1000)
+        return read_bundle(
+            section.opa_host, section.opa_port, timeout_s=section.timeout_ms / 1000, commit=section.commit or None
+        )
     return _wasm(config, files).bundle
 
 
@@ -89,7 +93,7 @@ def _wasm(config: FilterConfig, files: PolicyFiles | None) -> WasmPolicy:
     read = files or read_policy_files(config)
     if read is None:
         raise PolicyError("there is no compiled policy")
-    return WasmPolicy(read.module, route_data(config), read.sources)
+    return WasmPolicy(read.module, route_data(config), read.sources, commit=config.policy.commit or None)
 
 
 def _read(path: Path, max_bytes: int) -> bytes:

@@ -133,6 +133,8 @@ def _told(found: dict[str, Any]) -> str:
             f" with {'+'.join(asked['algorithms'])}, bound by {asked['binding']}, breaker {phase}"
         ),
     ]
+    if asked.get("policy_commit"):
+        lines.append(f"commit    the policy is of git commit {asked['policy_commit']}, as its operator said")
     if found["plan"]:
         plan = found["plan"]
         lines.append(

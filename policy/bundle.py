@@ -7,17 +7,26 @@ finds the source to read and the module to run.
 from __future__ import annotations
 
 import hashlib
+import re
+from typing import Final
 
 import msgspec
 
+COMMIT: Final = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})")
+"""A git commit's whole name, of either of git's hashes."""
+
 
 class PolicyBundle(msgspec.Struct, frozen=True, kw_only=True):
-    """`engine`: `wasm` or `opa`. `modules`: Rego by name. `data`: the document under `data`. `wasm`: compiled."""
+    """`engine`: `wasm` or `opa`. `modules`: Rego by name. `data`: the document under `data`. `wasm`: compiled.
+
+    `commit`: the git commit that the modules are said to be of, 40 or 64 hex digits; None where nobody said.
+    """
 
     engine: str
     modules: dict[str, str]
     data: msgspec.Raw
     wasm: bytes = b""
+    commit: str | None = None
 
 
 def bundle_bytes(bundle: PolicyBundle) -> bytes:

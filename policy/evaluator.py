@@ -37,10 +37,11 @@ class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
 
     `v`: schema version. `time_ms`: milliseconds since the epoch. `algorithms`: those of the verified signatures.
     `body_bytes`: length of the content that arrived. `fallback`: only the classical half of a hybrid was there, which
-    the breaker's action would accept. `phase`: the breaker's, `closed`, `open` or `half_open`.
+    the breaker's action would accept. `phase`: the breaker's, `closed`, `open` or `half_open`. `policy_commit`: the git
+    commit that the policy in force is said to be of.
     """
 
-    v: int = 2
+    v: int = 3
     time_ms: int
     route: str
     method: str
@@ -55,6 +56,7 @@ class PolicyInput(msgspec.Struct, frozen=True, kw_only=True):
     body_bytes: int
     fallback: bool = False
     phase: str = "closed"
+    policy_commit: str | None = None
     stress: StressFacts | None = None
 
 
@@ -82,6 +84,11 @@ class PolicyEvaluator(Protocol):
     @property
     def bundle(self) -> bytes:
         """Give the policy in force as one document (`policy.bundle`); empty while it is not known."""
+        ...
+
+    @property
+    def commit(self) -> str | None:
+        """Give the git commit that the policy in force is said to be of, lower-case hex; None where nobody said."""
         ...
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, Final
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
 from opa_client.errors import PolicyNotFoundError  # type: ignore[import-untyped]
 from opa_client.opa_async import AsyncOpaClient  # type: ignore[import-untyped]
 
-from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
+from policy.bundle import COMMIT, PolicyBundle, bundle_bytes, bundle_digest
 from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
 from policy.verdict import ENTRYPOINT, verdict_from
 
@@ -23,6 +24,16 @@ _PACKAGE, _, _RULE = ENTRYPOINT.rpartition("/")
 _FAILURES: Final = (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError)
 
 
+class _Manifest(msgspec.Struct, frozen=True):
+    revision: str = ""
+
+
+class _Loaded(msgspec.Struct, frozen=True):
+    """A bundle that the server loaded, of `data.system.bundles`."""
+
+    manifest: _Manifest
+
+
 class OpaPolicy:
     """One OPA server. Owned by one event loop; the first question connects, `close` lets go.
 
@@ -30,10 +41,12 @@ class OpaPolicy:
     and whenever `refresh` is called; `bundle` is what was read last. An answer does not name the policy that it is by
     (a revision has only what the server itself loaded as a bundle): after a change on the server answers go with the
     former digest until the next `refresh`, `MAX_BUNDLE_AGE_S` at the most.
+    `commit`: the git commit that the policy is of, where the server does not say it as its bundle's revision.
     """
 
-    def __init__(self, host: str, port: int, *, timeout_s: float) -> None:
+    def __init__(self, host: str, port: int, *, timeout_s: float, commit: str | None = None) -> None:
         self._host, self._port, self._timeout_s = host, port, timeout_s
+        self._said_commit = self._commit = commit
         self._client: Any = None
         self._connecting, self._refreshing = asyncio.Lock(), asyncio.Lock()
         self._in_flight = 0
@@ -56,6 +69,11 @@ class OpaPolicy:
         """Give the SHA-256 of `bundle`, lower-case hex."""
         return bundle_digest(self._bundle)
 
+    @property
+    def commit(self) -> str | None:
+        """Give the git commit that the policy read last is said to be of; None where nobody said."""
+        return self._commit
+
     async def refresh(self) -> None:
         """Read the policies and the data that the server has now. Raises PolicyError."""
         asked_s = asyncio.get_running_loop().time()
@@ -65,13 +83,17 @@ class OpaPolicy:
                 names = sorted(await client.get_policies_list())
                 if len(names) > MAX_POLICIES:
                     raise PolicyError("the OPA server has too many policies")
-                sources = [await client.get_policy(name) for name in names]
-                routes = await _routes(client)
+                # Those of a bundle begin with its path on the server, whose first slash a URL's path would lose.
+                sources = [await client.get_policy(quote(name, safe="")) for name in names]
+                routes = await _data(client, "signet/routes")
+                bundles = await _data(client, "system/bundles")
             modules = {name: source["result"]["raw"] for name, source in zip(names, sources, strict=True)}
         except _FAILURES as error:
             raise PolicyError("the OPA server did not tell its policy") from error
         data = msgspec.json.encode({"signet": {"routes": routes}}, order="deterministic")
-        self._bundle = bundle_bytes(PolicyBundle(engine="opa", modules=modules, data=msgspec.Raw(data)))
+        self._commit = _revision(bundles) or self._said_commit
+        read = PolicyBundle(engine="opa", modules=modules, data=msgspec.Raw(data), commit=self._commit)
+        self._bundle = bundle_bytes(read)
         self._read_s = asked_s
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:
@@ -110,18 +132,28 @@ class OpaPolicy:
             return self._client
 
 
-async def _routes(client: Any) -> object:
+async def _data(client: Any, path: str) -> object:
     try:
-        return (await client.get_data("signet/routes")).get("result")
+        return (await client.get_data(path)).get("result")
     except PolicyNotFoundError:
         return None
 
 
-def read_bundle(host: str, port: int, *, timeout_s: float) -> bytes:
+def _revision(bundles: object) -> str | None:
+    """Give the git commit that the server's one bundle states as its revision (`opa build --revision`)."""
+    try:
+        (only,) = msgspec.convert(bundles, dict[str, _Loaded]).values()
+    except (msgspec.ValidationError, ValueError):
+        return None
+    revision = only.manifest.revision
+    return revision if COMMIT.fullmatch(revision) else None
+
+
+def read_bundle(host: str, port: int, *, timeout_s: float, commit: str | None = None) -> bytes:
     """Read a server's policies and data once, from a thread without an event loop. Raises PolicyError."""
 
     async def read() -> bytes:
-        engine = OpaPolicy(host, port, timeout_s=timeout_s)
+        engine = OpaPolicy(host, port, timeout_s=timeout_s, commit=commit)
         try:
             await engine.refresh()
             return engine.bundle

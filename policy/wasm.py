@@ -55,15 +55,18 @@ class WasmPolicy:
     """One compiled policy with its data. Owned by one event loop; evaluations do not overlap.
 
     `module_bytes`: the compiled policy, and `sources` the Rego that it was compiled from, for the bundle. `data`: the
-    JSON document under `data`. Raises PolicyError for a module that is not one of OPA's, that wants built-ins which
-    only OPA's server has, or that lacks the entry point.
+    JSON document under `data`. `commit`: the git commit that it is of, if known. Raises PolicyError for a module that
+    is not one of OPA's, that wants built-ins which only OPA's server has, or that lacks the entry point.
     """
 
-    def __init__(self, module_bytes: bytes, data: bytes, sources: Mapping[str, str] = _NO_SOURCES) -> None:
+    def __init__(
+        self, module_bytes: bytes, data: bytes, sources: Mapping[str, str] = _NO_SOURCES, *, commit: str | None = None
+    ) -> None:
         if len(module_bytes) > MAX_WASM_BYTES:
             raise PolicyError("the compiled policy is too large")
-        bundle = PolicyBundle(engine="wasm", modules=dict(sources), data=msgspec.Raw(data), wasm=module_bytes)
-        self._bundle = bundle_bytes(bundle)
+        raw_data = msgspec.Raw(data)
+        bundle = PolicyBundle(engine="wasm", modules=dict(sources), data=raw_data, wasm=module_bytes, commit=commit)
+        self._bundle, self._commit = bundle_bytes(bundle), commit
         self._digest = bundle_digest(self._bundle)
         self._module_bytes, self._source_data = module_bytes, data
         self._fuel = FUEL_PER_EVALUATION + FUEL_PER_DATA_BYTE * len(data)
@@ -79,6 +82,11 @@ class WasmPolicy:
     def bundle(self) -> bytes:
         """Give the module, its sources and its data as one document."""
         return self._bundle
+
+    @property
+    def commit(self) -> str | None:
+        """Give the git commit that the module is of; None where nobody said."""
+        return self._commit
 
     async def evaluate(self, policy_input: PolicyInput) -> PolicyVerdict:
         """Decide one request (about 50 µs, without waiting). Raises PolicyError if there is no usable answer."""

@@ -206,6 +206,7 @@ def _leading_members(source: PackSource, plan: PackPlan, zip_: ZipStream) -> Ite
         keys,
         signing,
         request_algorithms=source.request_algorithms,
+        policy=source.policy,
         made_s=plan.head.time_s,
         serial=serial,
     )

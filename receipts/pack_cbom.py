@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
+import json
+import re
 import uuid
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from receipts.signed_note import VerifierKey
 
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SIGN: Final = (CryptoFunction.SIGN, CryptoFunction.VERIFY, CryptoFunction.KEYGEN)
 
 
@@ -78,13 +82,15 @@ def cbom(
     signing: Collection[VerifierKey],
     *,
     request_algorithms: Iterable[str],
+    policy: bytes,
     made_s: int,
     serial: bytes,
 ) -> bytes:
     """List what the log's evidence rests on, as CycloneDX 1.6 JSON.
 
     `keys`: every key; `signing`: those that signed the checkpoint. `request_algorithms`: what requests may be signed
-    with; names not in `ALGORITHMS` are listed without properties. `made_s`: POSIX seconds. `serial`: 16 bytes.
+    with; names not in `ALGORITHMS` are listed without properties. `policy`: the bundle in force, told by its digest and
+    the git commit that it states. `made_s`: POSIX seconds. `serial`: 16 bytes.
     """
     names = dict.fromkeys((*_LOG_ALGORITHMS, *request_algorithms))
     algorithms = {name: _algorithm(name) for name in names}
@@ -99,10 +105,23 @@ def cbom(
         metadata=BomMetaData(
             component=Component(name=origin, type=ComponentType.APPLICATION, bom_ref="log"),
             timestamp=dt.datetime.fromtimestamp(made_s, dt.UTC),
+            properties=_policy(policy),
         ),
     )
     bom.register_dependency(bom.metadata.component, components)  # type: ignore[arg-type]
     return JsonV1Dot6(bom).output_as_string(indent=1).encode() + b"\n"
+
+
+def _policy(bundle: bytes) -> list[Property]:
+    told = [Property(name="signet:policy-digest", value=hashlib.sha256(bundle).hexdigest())]
+    try:
+        stated = json.loads(bundle)
+    except (ValueError, RecursionError):
+        return told
+    commit = stated.get("commit") if isinstance(stated, dict) else None
+    if isinstance(commit, str) and _COMMIT.fullmatch(commit):
+        told.append(Property(name="signet:policy-git-commit", value=commit))
+    return told
 
 
 def _algorithm(name: str) -> Component:

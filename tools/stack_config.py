@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +15,7 @@ REPOSITORY: Final = Path(__file__).resolve().parent.parent
 EDGES: Final = ("a", "b", "native-none")
 NONCE_STORES: Final = ("sqlite", "redis", "memory")
 FILTER_WORKERS: Final = 2
+GIT_TIMEOUT_S: Final = 10.0
 MAX_SOCKET_PATH_BYTES: Final = 107
 """The longest path of a UNIX socket on Linux (unix(7))."""
 
@@ -264,6 +266,25 @@ def _toml_value(value: object) -> str:
     return json.dumps(value)
 
 
+def policy_commit() -> str | None:
+    """Give the git commit that the policy of this checkout is of; None where it is of none, or was changed since."""
+    told = []
+    for command in (["status", "--porcelain", "--", "policy"], ["log", "-1", "--format=%H", "--", "policy"]):
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(REPOSITORY), *command],
+                capture_output=True,
+                text=True,
+                timeout=GIT_TIMEOUT_S,
+                check=True,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        told.append(done.stdout.strip())
+    changed, commit = told
+    return None if changed else commit or None
+
+
 def filter_toml(settings: StackSettings, kms: Mapping[str, str | int | bool] | None = None) -> str:
     """Write the filter's configuration for this stack. `kms`: its `[kms]`, None without a key service."""
     files = StackFiles(settings.var)
@@ -278,6 +299,9 @@ def filter_toml(settings: StackSettings, kms: Mapping[str, str | int | bool] | N
     }
     if kms is not None:
         sections["kms"] = dict(kms)
+    # A policy from elsewhere is not of this checkout.
+    if "policy" not in settings.toml and (commit := policy_commit()) is not None:
+        sections["policy"] = {"commit": commit}
     if settings.nonce_store == "sqlite":
         sections["nonce_store"]["path"] = "nonces.sqlite3"
     if settings.nonce_store == "redis":

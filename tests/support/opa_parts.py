@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from tests.support.go_programs import build_or_skip
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 ROOT = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 20
@@ -24,12 +24,12 @@ def opa_program() -> Path:
 
 
 @contextlib.contextmanager
-def opa_server(*files: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
-    """Start a server with `files` loaded; gives its port and its process."""
+def opa_server(*files: Path, options: Sequence[str] = ()) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """Start a server with `files` loaded; gives its port and its process. `options`: more words of its command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [opa_program(), "run", "--server", "--addr", f"127.0.0.1:{port}", "--disable-telemetry", *files]
+    command = [opa_program(), "run", "--server", "--addr", f"127.0.0.1:{port}", "--disable-telemetry", *options, *files]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
             _wait_until_healthy(port, server)

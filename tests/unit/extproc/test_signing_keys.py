@@ -51,7 +51,7 @@ OWN_REVOKED = hybrid_keys("mia")
 class OwnPolicy:
     """A policy that allows everything, and says what it is told to say of fallbacks."""
 
-    digest, bundle = "0" * 64, b"own"
+    digest, bundle, commit = "0" * 64, b"own", None
 
     def __init__(self, *, fallback_classic: bool) -> None:
         self._fallback_classic = fallback_classic

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -309,6 +310,28 @@ def test_a_fallback_without_a_hybrid_to_fall_back_from_is_refused(tmp_path: Path
     path.write_text('[[route]]\nname = "a"\npath = "/a"\n' + route)
     with pytest.raises(ConfigError, match="fallback_classic"):
         load_config(path, {})
+
+
+@pytest.mark.parametrize("commit", ["5a" * 20, None])
+async def test_the_receipt_names_the_git_commit_of_the_policy(tmp_path: Path, commit: str | None) -> None:
+    said = "" if commit is None else f'[policy]\ncommit = "{commit}"\n'
+    made = FilterParts(tmp_path, {"ed": KeyPair.new("alice")}, said + CONFIG)
+    await made.start()
+    policy = receipt_of(made, await ask(made)).policy
+    await made.stop()
+    assert policy is not None
+    assert policy.input["policy_commit"] == commit
+    bundle = read_policy_bundle(load_config(tmp_path / "filter.toml", {}))
+    assert json.loads(bundle)["commit"] == commit
+    assert policy.digest == hashlib.sha256(bundle).hexdigest()
+
+
+@pytest.mark.parametrize("commit", ["HEAD", "5A" * 20, "5a" * 21, "5a" * 20 + "\n"])
+def test_what_is_no_whole_commit_is_refused(tmp_path: Path, commit: str) -> None:
+    path = tmp_path / "filter.toml"
+    path.write_text('[[route]]\nname = "a"\npath = "/a"\n')
+    with pytest.raises(ConfigError, match="git commit"):
+        load_config(path, {"SIGNET_POLICY_COMMIT": commit})
 
 
 def test_a_policy_of_ones_own_is_used_and_told(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from policy.opa import OpaPolicy, read_bundle
 from policy.route_data import RoutePolicyData, policy_data
 from policy.verdict import verdict_from
 from policy.wasm import WasmPolicy
-from tests.support.opa_parts import opa_server
+from tests.support.opa_parts import opa_program, opa_server
 
 ROOT = Path(__file__).resolve().parents[3]
 COMPILED = ROOT / "policy/compiled/shield.wasm"
@@ -92,8 +93,8 @@ def opa_port(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyp
 
 
 @contextlib.asynccontextmanager
-async def opa_policy(port: int, timeout_s: float = 5.0) -> AsyncIterator[OpaPolicy]:
-    engine = OpaPolicy("127.0.0.1", port, timeout_s=timeout_s)
+async def opa_policy(port: int, timeout_s: float = 5.0, commit: str | None = None) -> AsyncIterator[OpaPolicy]:
+    engine = OpaPolicy("127.0.0.1", port, timeout_s=timeout_s, commit=commit)
     try:
         yield engine
     finally:
@@ -338,3 +339,49 @@ async def test_an_answer_goes_with_no_older_policy_than_its_bound(
 def test_both_are_evaluators(opa_port: int) -> None:
     engine: PolicyEvaluator = WasmPolicy(COMPILED.read_bytes(), b"{}")
     assert len(engine.digest) == 64
+
+
+# The git commit that a policy is of
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+
+def bundle_of(folder: Path, revision: str) -> Path:
+    (folder / "src/signet/routes").mkdir(parents=True)
+    (folder / "src/signet/routes/data.json").write_bytes(msgspec.json.encode(ROUTES))
+    (folder / "src/shield.rego").write_text((ROOT / "policy/shield.rego").read_text())
+    command = [opa_program(), "build", "--bundle", "src", "--revision", revision, "--output", "b.tar.gz"]
+    subprocess.run(command, cwd=folder, check=True, timeout=60)
+    return folder / "b.tar.gz"
+
+
+@pytest.mark.parametrize(("revision", "said"), [(COMMIT, True), ("v7", False), ("", False)])
+async def test_a_servers_bundle_decides_and_its_revision_is_the_commit(
+    tmp_path: Path, revision: str, said: bool
+) -> None:
+    with opa_server(bundle_of(tmp_path, revision), options=("--bundle",)) as (port, _):
+        async with opa_policy(port, commit="f" * 40) as engine:
+            assert await engine.evaluate(ASKED) == allowed()
+            assert await engine.evaluate(asked(binding="none")) == refused("binding.required")
+        assert engine.commit == (COMMIT if said else "f" * 40)
+        told = msgspec.json.decode(engine.bundle)
+        assert told["commit"] == engine.commit
+        assert list(told["modules"].values()) == [(ROOT / "policy/shield.rego").read_text()]
+
+
+async def test_without_a_bundle_the_commit_is_the_operators_word_or_none(opa_port: int) -> None:
+    for commit in (COMMIT, None):
+        async with opa_policy(opa_port, commit=commit) as server:
+            await server.refresh()
+        wasm = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES), commit=commit)
+        for engine in (server, wasm):
+            assert engine.commit == commit
+            assert msgspec.json.decode(engine.bundle)["commit"] == commit
+
+
+@pytest.mark.parametrize("bundles", [None, {}, [], {"a": 1}, {"a": {"manifest": {"revision": 7}}}, {"a": {}}])
+def test_what_names_no_one_revision_names_none(bundles: object) -> None:
+    assert opa._revision(bundles) is None
+    one = {"manifest": {"revision": COMMIT}}
+    assert opa._revision({"a": one}) == COMMIT
+    assert opa._revision({"a": one, "b": one}) is None

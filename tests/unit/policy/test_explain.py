@@ -153,6 +153,21 @@ def test_the_command_tells_in_words_and_in_json(tmp_path: Path, capsys: pytest.C
     assert "plan " not in capsys.readouterr().out
 
 
+def test_the_command_tells_the_commit_that_the_receipt_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(files(tmp_path, receipt())) == 0
+    assert "commit" not in capsys.readouterr().out
+    assert main(files(tmp_path, receipt(policy_commit="ab" * 20))) == 0
+    assert f"git commit {'ab' * 20}" in capsys.readouterr().out
+
+
+def test_a_receipt_from_before_commits_were_told_is_replayed(tmp_path: Path) -> None:
+    stored = receipt()
+    del stored["policy"]["input"]["policy_commit"]
+    assert explain(stored | {"v": 2}, ENGINE.bundle)["agrees"] is True
+
+
 @pytest.mark.parametrize("stored", ["", "[]", "{", "{}"])
 def test_the_command_refuses_what_is_no_receipt(
     tmp_path: Path, stored: str, capsys: pytest.CaptureFixture[str]

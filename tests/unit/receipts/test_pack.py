@@ -210,6 +210,29 @@ def test_bill_of_materials_is_cyclonedx(parts: PackParts) -> None:
     assert unpack(parts.pack(request_algorithms=("ed25519", "rsa-pss-sha512")))["cbom.json"] == json_again(bill)
 
 
+@pytest.mark.parametrize(
+    ("stated", "told"),
+    [
+        ({"commit": "a1" * 20}, "a1" * 20),
+        ({"commit": "a1" * 32}, "a1" * 32),
+        ({"commit": "A1" * 20}, None),
+        ({"commit": "main"}, None),
+        ({"commit": None}, None),
+        ({"commit": 7}, None),
+        ({}, None),
+        ([], None),
+        (b"\xff", None),
+    ],
+)
+def test_bill_of_materials_names_the_policy_and_its_commit(parts: PackParts, stated: object, told: str | None) -> None:
+    parts.add(1)
+    bundle = stated if isinstance(stated, bytes) else json.dumps(stated).encode()
+    bill = json.loads(unpack(parts.pack(policy=bundle))["cbom.json"])
+    found = {each["name"]: each["value"] for each in bill["metadata"]["properties"]}
+    expected = {"signet:policy-digest": hashlib.sha256(bundle).hexdigest(), "signet:policy-git-commit": told}
+    assert found == {name: value for name, value in expected.items() if value is not None}
+
+
 def json_again(bill: Any) -> bytes:
     return json.dumps(bill, indent=1).encode() + b"\n"
 
