@@ -34,6 +34,9 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, NoReturn
 
+if sys.version_info < (3, 11):  # noqa: UP036 - the copy in a pack meets any Python
+    sys.stderr.write("this verifier needs Python 3.11 or later\n")
+    sys.exit(2)  # No verdict, which 1 would be.
 try:
     from cryptography.exceptions import InvalidSignature
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -1191,6 +1194,8 @@ class PackVerifier:
         # A size between start and end was compared with the receipts themselves.
         if before.end < manifest.start and (before.end, before.root) not in proved:
             raise Invalid("since", "no proof in the pack joins it to the older one; ask for one from that size")
+        if before.complete and not _fits(before, manifest):
+            raise Invalid("since", f"{before.date} was complete with {before.end} entries, which this pack contradicts")
         report.joined = f"goes on from {before.date}, {before.end} entries"
         if before.end < manifest.start:
             report.warnings.append(f"receipts {before.end} to {manifest.start - 1} are in neither pack")
@@ -1199,6 +1204,14 @@ class PackVerifier:
 def head_facts(head: Head) -> tuple[int, bytes, int]:
     """Give what sth.json repeats of a head."""
     return head.size, head.root, head.time_s
+
+
+def _fits(before: Manifest, later: Manifest) -> bool:
+    """Tell whether a day that was over ended where this pack says so: no head of either may be kept back."""
+    days = (later.day_start_s - before.day_start_s) // DAY_S
+    if days < 2:
+        return days < 0 or before.end == (later.start if days else later.end)
+    return before.end <= later.start
 
 
 def _origin(text: str) -> str:

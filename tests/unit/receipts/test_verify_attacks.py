@@ -155,6 +155,30 @@ def test_a_chain_goes_on_also_over_a_day_between(tmp_path: Path) -> None:
         assert report_of(packs[2], older).joined
 
 
+def test_a_day_that_was_cut_short_is_found_with_the_next_one(tmp_path: Path) -> None:
+    """An operator signs truly, but shows of the first day neither its last head nor the receipts that came with it."""
+    parts = PackParts(tmp_path)
+    parts.add(3)
+    short = unpack(parts.pack(0))
+    parts.add(3)
+    parts.next_day()
+    parts.add(2)
+    parts.next_day()
+    whole, newer = parts.pack(0), parts.pack(1)
+    leaves = list(map(leaf_hash, parts.log.raws()))
+    parts.close()
+    heads, closing = json.loads(short["sth.json"]), json.loads(unpack(whole)["sth.json"])[-1]
+    closing["prev"] = hashlib.sha256(heads[-1]["note"].encode()).hexdigest()
+    proof = reference.subproof(3, leaves[: closing["size"]])
+    closing["consistency"] = [base64.b64encode(each).decode() for each in proof]
+    short["sth.json"] = b"[\n" + b",\n".join(json.dumps(each).encode() for each in [*heads, closing]) + b"\n]\n"
+    older = report_of(repack(short, lambda manifest: manifest.update(complete=True)))
+    assert (older.manifest.end, older.manifest.complete) == (3, True), "by itself it shows nothing of it"
+    assert report_of(newer, report_of(whole)).joined
+    for later in (newer, whole):
+        assert refusal_of(later, older).check == "since"
+
+
 def predecessor(entries: list[bytes], index: int, receipt: bytes | None) -> bytes:
     leaves = list(map(leaf_hash, entries))
     line = {
