@@ -133,6 +133,7 @@ class Exchange:
         self._asked_to_relax = False
         self._relax_rounds = 0
         self._evidence_unwanted = False
+        self._own_evidence = settings.evidence if request.carries_evidence else None
         self._probes = 0
         self._probed: Channel | None = None
         self._probes_budget = False
@@ -236,7 +237,7 @@ class Exchange:
 
     @property
     def _evidence(self) -> bytes | None:
-        return None if self._evidence_unwanted else self._settings.evidence
+        return None if self._evidence_unwanted else self._own_evidence
 
     def _relaxes(self, channel: Channel) -> bool:
         """Tell whether the next signed request is relaxed (PCH §6): when asked to, and when that moves anything."""
@@ -336,8 +337,8 @@ class Exchange:
             )
         if self._settings.algorithm not in offered.algorithms:
             raise ChallengeUnusable(f"the route does not accept {self._settings.algorithm}", response)
-        if offered.evidence == "required" and self._settings.evidence is None:
-            raise ChallengeUnusable("the route requires evidence, and this client was given none", response)
+        if offered.evidence == "required" and self._own_evidence is None:
+            raise ChallengeUnusable("the route requires evidence, and this client has none for it", response)
 
     def _response(self, sent: WireRequest, answer: Answer) -> Response:
         try:

@@ -38,12 +38,17 @@ _CREDENTIALS: Final = frozenset({"authorization", "cookie", "proxy-authorization
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request as the caller means it, before any proof. `headers`: lower-case names, raw values."""
+    """One request as the caller means it, before any proof.
+
+    `headers`: lower-case names, raw values. `carries_evidence`: the client's evidence may go along; not where another
+    origin's redirect leads.
+    """
 
     method: str
     url: Url
     headers: HeaderLines
     body: bytes | Upload
+    carries_evidence: bool = True
 
     @property
     def is_idempotent(self) -> bool:
@@ -74,17 +79,18 @@ class Request:
     def redirected(self, url: Url, status: int) -> Request:
         """Give the request that follows a redirect (RFC 9110 §15.4).
 
-        303, and 301 or 302 to a POST, turn into GET without content. To another origin no credential, and no
-        signature of another tag, goes along.
+        303, and 301 or 302 to a POST, turn into GET without content. To another origin no credential, no signature of
+        another tag, and no evidence (PCH §9) goes along, nor from there on.
         """
         headers, method, body = self.headers, self.method, self.body
+        carries_evidence = self.carries_evidence and url.origin == self.url.origin
         if url.origin != self.url.origin:
             dropped = _CREDENTIALS | frozenset(SIGNATURE_FIELDS)
             headers = tuple(line for line in headers if line[0] not in dropped)
         if (status == 303 and method != "HEAD") or (status in {301, 302} and method == "POST"):
             method, body = "GET", b""
             headers = tuple(line for line in headers if not line[0].startswith("content-"))
-        return replace(self, method=method, url=url, headers=headers, body=body)
+        return replace(self, method=method, url=url, headers=headers, body=body, carries_evidence=carries_evidence)
 
 
 def make_request(

@@ -51,7 +51,8 @@ def register(verbs: Verbs) -> None:
         "--relax",
         default="auto",
         choices=RELAX_CHOICES,
-        help="move evidence and ML-DSA signatures out of the header: auto when the verifier asks, always, never",
+        help="move evidence and ML-DSA signatures out of the header: auto when the verifier asks, always (refused where"
+        " the route does not grant it), never",
     )
     parser.add_argument("--http1.1", dest="http1", action="store_true", help="do not offer HTTP/2")
     parser.add_argument("--timeout", type=float, default=DEFAULT_TIMEOUT_S, metavar="SECONDS")

@@ -13,6 +13,7 @@ from pch.client.errors import ChallengeUnusable, ConnectionLost
 from pch.client.exchange import Answer, Exchange, ExchangeSettings, WireRequest
 from pch.client.request import make_request
 from pch.client.response import Headers, Response
+from pch.client.url import parse_url
 from pch.evidence import canonical_evidence
 from pch.keys import generate, private_key_from_jwk
 from pch.relaxed import parse_envelope
@@ -227,6 +228,37 @@ def test_evidence_that_is_required_and_not_given_is_told() -> None:
     this.next_request(here)
     with pytest.raises(ChallengeUnusable):
         this.answered(here, offer(401, evidence="required"))
+
+
+def redirected(**changes: Any) -> Exchange:
+    """An exchange of a request that another origin led to."""
+    values: dict[str, Any] = {"signers": (ED,), "binding": "tls-exporter", "evidence": EVIDENCE} | changes
+    settings = ExchangeSettings(clock_s=lambda: 1_800_000_000.0, monotonic_s=lambda: 0.0, **values)
+    first = make_request("GET", "https://elsewhere.example/a", content=b"")
+    return Exchange(first.redirected(parse_url("https://app.example/a"), 307), settings)
+
+
+@pytest.mark.parametrize("relax", ["auto", "always"])
+@pytest.mark.parametrize("evidence", ["optional", "none"])
+def test_evidence_stays_away_from_where_another_origin_leads(evidence: str, relax: str) -> None:
+    here, this = Channel(bytes(32), OriginClock()), redirected(relax=relax)
+    this.next_request(here)
+    assert this.answered(here, offer(401, hints="relax-header-budget", evidence=evidence)) is None
+    wire = this.next_request(here)
+    assert wire.is_signed
+    assert not {"pch-evidence", "pch-evidence-digest"} & dict(wire.headers).keys()
+
+
+def test_evidence_stays_away_also_where_it_is_required_and_beside_an_ml_dsa_signature() -> None:
+    here, this = Channel(bytes(32), OriginClock()), redirected()
+    this.next_request(here)
+    with pytest.raises(ChallengeUnusable, match="evidence"):
+        this.answered(here, offer(401, evidence="required"))
+    here, this = channel(), redirected(relax="always", signers=(PQ,))
+    ahead = this.next_request(here)
+    assert ahead.is_ahead
+    assert isinstance(ahead.content, bytes)
+    assert parse_envelope(ahead.content).evidence is None
 
 
 def test_always_relaxes_unasked_and_ml_dsa_alone_is_worth_it() -> None:

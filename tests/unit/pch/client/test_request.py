@@ -111,6 +111,17 @@ def test_redirect_keeps_or_drops_content(status: int, method: str, then: str, ke
     assert ("x-a", b"b") in following.headers
 
 
+def test_redirect_to_another_origin_takes_no_evidence_along_nor_from_there_on() -> None:
+    request = make_request("GET", "https://h/a")
+    assert request.carries_evidence
+    assert request.redirected(parse_url("https://h/b"), 307).carries_evidence
+    for other in ("https://h:444/", "https://g/", "http://h/"):
+        away = request.redirected(parse_url(other), 307)
+        assert not away.carries_evidence
+        assert not away.redirected(parse_url(other), 307).carries_evidence
+        assert not away.redirected(parse_url("https://h/b"), 307).carries_evidence
+
+
 def test_redirect_to_another_origin_takes_no_credentials_along() -> None:
     headers = {"authorization": "a", "cookie": "c", "signature": "sig=:eA==:", "signature-input": "sig=()", "x-a": "b"}
     request = make_request("GET", URL, headers=headers)
