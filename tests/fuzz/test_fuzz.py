@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import kms_fuzz
+from tests.support import kms_fuzz, token_fuzz
 from tests.support.kms_fuzz import SEEDS, TARGETS
+from tests.support.token_fuzz import PRIMITIVES, VERBS
 
 RUN = Path(__file__).with_name("run_target.py")
 GATE_S = 2
@@ -56,8 +57,18 @@ def test_the_seeds_are_taken_and_not_refused(target, monkeypatch):
 
     monkeypatch.setattr(kms_fuzz, "KmsError", Never)
     monkeypatch.setattr(kms_fuzz, "AuditRecordError", Never)
+    for name in ("ConnectionLostError", "StoreUnavailable", "NotFound"):
+        monkeypatch.setattr(token_fuzz, name, Never)
     for seed in SEEDS[target]:
         TARGETS[target](seed)
+
+
+@pytest.mark.parametrize("primitive", range(len(PRIMITIVES)))
+@pytest.mark.parametrize("verb", range(len(VERBS)))
+def test_a_token_as_it_should_be_is_used_and_one_that_fails_is_refused(verb, primitive):
+    assert token_fuzz.outcome(bytes([verb, primitive])) is not None
+    for fault in range(1, 8):
+        assert token_fuzz.outcome(bytes([verb, primitive]) + bytes([fault]) * 64) is None
 
 
 def test_a_parser_that_breaks_is_found(tmp_path):
@@ -65,7 +76,7 @@ def test_a_parser_that_breaks_is_found(tmp_path):
     broken = tmp_path / "broken.py"
     text = RUN.read_text().replace("TARGETS[name])", "lambda data: 1 // (0 if data[:1] == b'[' else 1))")
     broken.write_text(text.replace("Path(__file__).resolve().parents[2]", repr(str(RUN.parents[2]))))
-    command = [sys.executable, str(broken), "bundle", "5", str(tmp_path / "corpus")]
+    command = [sys.executable, str(broken), "codec_bundle", "5", str(tmp_path / "corpus")]
     done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60)
     assert done.returncode != 0
     assert "ZeroDivisionError" in done.stdout + done.stderr

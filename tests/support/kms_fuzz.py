@@ -32,6 +32,7 @@ from kms.providers.inmem import InMemoryProvider
 from kms.providers.provider import KeyHandle
 from kms.public_keys import load_verifying_key
 from tests.support.sealed_fuzz import fuzz_sealed_key, fuzz_sealed_root
+from tests.support.token_fuzz import PRIMITIVES, VERBS, fuzz_pkcs11_adapter
 
 KID: Final = "core/app/ed25519/0b2e1f4a-5c6d-4e7f-8a9b-0c1d2e3f4a5b#v3"
 KEM_KID: Final = parse_kid("core/kem/x25519/3c8b1f4a-5c6d-4e7f-8a9b-0c1d2e3f4a5b#v2")
@@ -196,12 +197,15 @@ def _seeds() -> dict[str, list[bytes]]:
         "json_api": bodies,
         "json_path": [b"/v1/kms/sign", b"/v1/kms/keys/" + KID.partition("#")[0].encode() + b"/rotate"],
         "grpc_api": messages,
-        "bundle": [BUNDLES.seed],
+        "codec_bundle": [BUNDLES.seed],
         "envelope": [ENVELOPES.seed],
         "capability": [_capability_seed()],
         "audit_record": [record],
         "sealed_key": [],
         "sealed_root": [],
+        "pkcs11_adapter": [
+            bytes([verb, primitive]) for verb in range(len(VERBS)) for primitive in range(len(PRIMITIVES))
+        ],
     }
 
 
@@ -209,11 +213,12 @@ TARGETS: Final[dict[str, Callable[[bytes], None]]] = {
     "json_api": fuzz_json_api,
     "json_path": fuzz_json_path,
     "grpc_api": fuzz_grpc_api,
-    "bundle": fuzz_bundle,
+    "codec_bundle": fuzz_bundle,
     "envelope": fuzz_envelope,
     "capability": fuzz_capability,
     "audit_record": fuzz_audit_record,
     "sealed_key": fuzz_sealed_key,
     "sealed_root": fuzz_sealed_root,
+    "pkcs11_adapter": fuzz_pkcs11_adapter,
 }
 SEEDS: Final = _seeds()
