@@ -25,7 +25,7 @@ REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 
 class ClientSettings:
-    """Checked settings of one client; its parameters are those of `Client`."""
+    """Checked settings of one client; its parameters are those of `SigningClient`."""
 
     def __init__(
         self,

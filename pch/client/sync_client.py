@@ -3,84 +3,34 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from pch.client.errors import ConnectionLost, TooManyRedirects
 from pch.client.exchange import Exchange
-from pch.client.limits import (
-    DEFAULT_TIMEOUT_S,
-    MAX_CONNECTIONS_PER_ORIGIN,
-    MAX_REDIRECTS,
-    MAX_RESPONSE_BODY_BYTES,
-)
+from pch.client.limits import MAX_REDIRECTS
 from pch.client.request import make_request
-from pch.client.settings import ClientSettings
+from pch.client.response import Response
+from pch.client.signing_client import SigningClient
 from pch.client.sync_pool import SyncPool
 from pch.client.wire_http import NotSent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
     from types import TracebackType
 
-    from pch.client.exchange import Observer
     from pch.client.request import ContentTypes, HeaderTypes, ParamTypes, Request
-    from pch.client.response import Response
-    from pch.client.signers import KeyTypes
     from pch.client.sync_connection import SyncConnection
 
 
-class Client:
+class Client(SigningClient[Response]):
     """Sign every request for the very connection it is sent on (PCH §3, §9).
 
     Thread-safe: each request leases a connection for itself, so threads that share a client use several
     connections, at most `max_connections_per_origin`; the connection's challenges go with it. For many
-    requests on one HTTP/2 connection use `AsyncClient`.
-
-    `key`: a `Signer`, a private JWK, or the two of a hybrid (a JWK Set, or both in a tuple), which then sign
-    every request together. `verify`: True for the system's trust, the path of a PEM file or folder for that
-    trust alone, False for none (testing). `binding`: what this client insists on; it never signs for less.
-    `timeout_s`: the whole of one request, retries included. `follow_redirects`: sign anew for each hop; PCH
-    fields, credentials and other signatures never reach another origin. `observer` sees every answer, also
-    those between. `evidence`: a document of PCH §7, sent with every signed request that does not decline it.
-    `relax`: `auto` moves evidence and ML-DSA signatures out of the header when the verifier asks, `always` unasked,
-    `never` not even then. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
-    `ChallengeUnusable`.
+    requests on one HTTP/2 connection use `AsyncClient`. Its parameters are those of `SigningClient`.
     """
 
-    def __init__(
-        self,
-        *,
-        key: KeyTypes,
-        verify: bool | str | Path = True,
-        http2: bool = True,
-        binding: str = "tls-exporter",
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        follow_redirects: bool = False,
-        max_connections_per_origin: int = MAX_CONNECTIONS_PER_ORIGIN,
-        max_response_bytes: int = MAX_RESPONSE_BODY_BYTES,
-        observer: Observer | None = None,
-        evidence: Mapping[str, Any] | None = None,
-        relax: str = "auto",
-        clock_s: Callable[[], float] = time.time,
-        monotonic_s: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._settings = ClientSettings(
-            key=key,
-            verify=verify,
-            http2=http2,
-            binding=binding,
-            timeout_s=timeout_s,
-            follow_redirects=follow_redirects,
-            max_connections_per_origin=max_connections_per_origin,
-            max_response_bytes=max_response_bytes,
-            observer=observer,
-            clock_s=clock_s,
-            monotonic_s=monotonic_s,
-            evidence=evidence,
-            relax=relax,
-        )
-        self._pool = SyncPool(self._settings.tls, max_connections_per_origin)
+    def _make_pool(self) -> None:
+        self._pool = SyncPool(self._settings.tls, self._settings.max_connections_per_origin)
 
     def request(
         self,
@@ -91,12 +41,7 @@ class Client:
         content: ContentTypes | None = None,
         params: ParamTypes | None = None,
     ) -> Response:
-        """Send one request and give its final answer, whatever its status.
-
-        `content`: bytes; text, sent as UTF-8; a seekable binary file, which is read twice and never held whole; or an
-        `Upload`, whose digest is known. Without a challenge at hand, a request that has content or
-        changes something is preceded by a HEAD on the same target; any other goes out unsigned first.
-        """
+        """Send one request and give its final answer; see `SigningClient.request`."""
         deadline_s = time.monotonic() + self._settings.timeout_s
         request = make_request(method, url, headers=headers, content=content, params=params)
         for _ in range(MAX_REDIRECTS + 1):
@@ -107,55 +52,6 @@ class Client:
                 return response
             request = following
         raise TooManyRedirects(f"more than {MAX_REDIRECTS} redirects")
-
-    def get(self, url: str, *, headers: HeaderTypes | None = None, params: ParamTypes | None = None) -> Response:
-        """Send a GET request; see `request`."""
-        return self.request("GET", url, headers=headers, params=params)
-
-    def head(self, url: str, *, headers: HeaderTypes | None = None, params: ParamTypes | None = None) -> Response:
-        """Send a HEAD request; see `request`."""
-        return self.request("HEAD", url, headers=headers, params=params)
-
-    def options(self, url: str, *, headers: HeaderTypes | None = None, params: ParamTypes | None = None) -> Response:
-        """Send a OPTIONS request; see `request`."""
-        return self.request("OPTIONS", url, headers=headers, params=params)
-
-    def post(
-        self,
-        url: str,
-        *,
-        content: ContentTypes | None = None,
-        headers: HeaderTypes | None = None,
-        params: ParamTypes | None = None,
-    ) -> Response:
-        """Send a POST request; see `request`."""
-        return self.request("POST", url, headers=headers, content=content, params=params)
-
-    def put(
-        self,
-        url: str,
-        *,
-        content: ContentTypes | None = None,
-        headers: HeaderTypes | None = None,
-        params: ParamTypes | None = None,
-    ) -> Response:
-        """Send a PUT request; see `request`."""
-        return self.request("PUT", url, headers=headers, content=content, params=params)
-
-    def patch(
-        self,
-        url: str,
-        *,
-        content: ContentTypes | None = None,
-        headers: HeaderTypes | None = None,
-        params: ParamTypes | None = None,
-    ) -> Response:
-        """Send a PATCH request; see `request`."""
-        return self.request("PATCH", url, headers=headers, content=content, params=params)
-
-    def delete(self, url: str, *, headers: HeaderTypes | None = None, params: ParamTypes | None = None) -> Response:
-        """Send a DELETE request; see `request`."""
-        return self.request("DELETE", url, headers=headers, params=params)
 
     def close(self) -> None:
         """Close every connection; one in use when its request ends."""
