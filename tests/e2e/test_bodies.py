@@ -108,6 +108,22 @@ def test_body_of_any_size_and_framing_arrives_as_it_was_signed(
         assert receipts.verdict["request"]["content_sha256"] == seen["body_sha256"]
 
 
+@pytest.mark.parametrize("digest", [None, content_digest(b"")], ids=["no digest", "a digest of nothing"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "none"])
+def test_a_request_that_says_that_it_has_no_content_passes_without_any(
+    attacker: Attacker, framing: str, digest: str | None
+) -> None:
+    """`Content-Length: 0`, chunked coding or DATA that ends at once, and nothing of the kind."""
+    said = (("content-length", b"0"),) if framing == "length" else ()
+    answer = attacker.send(attacker.signed(post(attacker, b"", framing=framing, headers=said), digest=digest))
+    assert (answer.status, answer.reason) == (200, None)
+    (seen,) = attacker.stage.seen_by_app()
+    assert (seen["method"], seen["body_bytes"]) == ("POST", 0)
+    receipts = chain(attacker)
+    assert (receipts.decision["reason"], receipts.decision["request"]["content"]) == ("allowed", "none")
+    assert receipts.verdict is None
+
+
 def test_content_coding_is_left_alone_and_the_digest_is_of_the_coded_bytes(attacker: Attacker) -> None:
     plain = os.urandom(200_000)
     coded = gzip.compress(plain)
