@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import uvloop
+from prometheus_client import ProcessCollector
 
 from kms.api_call import ApiCalls
 from kms.audit_log import ChainedAuditLog
@@ -96,6 +97,7 @@ class KmsServer:
     async def run(self, lifeline_fd: int | None, restarts: int) -> int:
         """Serve until told to stop, or until the process at the other end of the lifeline is gone."""
         self.telemetry.service_restarts.inc(restarts)
+        ProcessCollector(registry=self.telemetry.registry)  # memory, CPU time, descriptors: RUNBOOK.md §4 watches them
         self.telemetry.verify_cache_ttl.set(self._config.audit.verify_cache_ttl_ms)
         # What comes over the bus takes the way of an operator's signals.
         tell = partial(_tell_process, os.getpid() if lifeline_fd is None else os.getppid())

@@ -57,6 +57,7 @@ def test_the_metrics_port_tells_health_readiness_version_and_metrics(kms):
         return service.ask(method, path, token=None, role="metrics")
 
     assert ask("/healthz").json == {"ok": True, "degraded": []}
+    assert 0 < service.metric("process_resident_memory_bytes") < 512 * 1024 * 1024
     ready = ask("/readyz")
     assert ready.status == 200
     assert ready.json["ready"] is True
