@@ -22,6 +22,8 @@ MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 MAX_SCANNED: Final = 20_000
 """Receipts that are looked at for one page."""
 MAX_SUBJECT_CHARACTERS: Final = 256
+CLOCKS_APART_S: Final = 10
+"""How far a worker's clock, which `since` goes by, may be ahead of the one that heads are dated by."""
 _READ: Final = 500
 _NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,17}")
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
@@ -99,13 +101,13 @@ def find_receipts(store: ReceiptStore, reader: LogReader, wanted: ReceiptFilter)
 def _begin(reader: LogReader, wanted: ReceiptFilter) -> int:
     """Return the `seq` after which to look.
 
-    Whatever a head from before `since` has was stored before then, so everything up to it is passed over.
+    Whatever a head from well before `since` has was stored before then, so everything up to it is passed over.
     """
     if wanted.after is not None:
         return wanted.after + 1
     if wanted.since_ms is None:
         return 0
-    head = reader.heads.at_or_before(wanted.since_ms // 1000 - 1)
+    head = reader.heads.at_or_before(wanted.since_ms // 1000 - CLOCKS_APART_S)
     return 0 if head is None else head.size
 
 

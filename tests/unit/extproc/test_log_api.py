@@ -26,10 +26,11 @@ from receipts.log_errors import LogUnavailable
 from receipts.merkle import leaf_hash
 from receipts.merkle_verify import verify_consistency, verify_inclusion
 from receipts.receipt_query import MAX_PAGE, MAX_SCANNED
+from receipts.store import WriterTail
 from receipts.tile import ENTRIES, Tile, split_entries, tile_of
 from receipts.tlog_proof import parse_tlog_proof, verify_tlog_proof
 from tests.support.log_parts import NOW_S, ORIGIN
-from tests.support.pack_parts import DAY_S, PackParts, day, trace_id
+from tests.support.pack_parts import DAY_S, WRITERS, PackParts, day, decision, trace_id
 
 BASE = "http://127.0.0.1:8080"
 
@@ -279,6 +280,14 @@ def test_since_passes_over_what_is_older(api: Api) -> None:
         assert flat(pages(api, f"since={since}")) == list(range(45, 50))
     assert flat(pages(api, f"since={NOW_S * 1000}")) == list(range(50))
     assert flat(pages(api, f"since={(NOW_S + DAY_S) * 1000 + 1}")) == []
+
+
+def test_since_finds_what_a_clock_that_runs_ahead_wrote(api: Api) -> None:
+    ahead_ms = (NOW_S + 5) * 1000
+    api.parts.log.store.append([decision(100, time_ms=ahead_ms)], WriterTail(WRITERS[1]))
+    api.parts.writer.flush()
+    assert flat(pages(api, f"since={ahead_ms}")) == [45]
+    assert flat(pages(api, f"since={ahead_ms + 1}")) == []
 
 
 def test_page_that_looked_at_too_much_says_where_to_go_on(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -221,6 +222,44 @@ def with_first_gone(pack: bytes, change: dict[str, Any]) -> bytes:
 def test_line_of_a_pruned_receipt_that_lies_is_refused(pack: bytes, attack: str) -> None:
     assert report_of(with_first_gone(pack, {})).pruned == 1
     assert refusal_of(with_first_gone(pack, GONE[attack])).index == 0
+
+
+# -- members of other types
+
+VECTORS = Path(__file__).parents[2] / "vectors" / "receipts"
+OTHER_TYPES: list[Any] = [None, True, 0, -1, 2**53, 1.5, 1e300, "", "x", "\x1b[2J", [], [[]], {}, {"a": {}}]
+
+
+@pytest.mark.parametrize("kind", ["decision", "body_verdict", "outcome", "summary", "log_event"])
+def test_member_of_any_other_type_ends_in_a_verdict(pack: bytes, kind: str) -> None:
+    receipt = json.loads((VECTORS / f"{kind}.json").read_bytes())
+    report, refused = report_of(pack), set()
+    for name in receipt:
+        for value in OTHER_TYPES:
+            raw = verify.canonical_text({**receipt, "wseq": 1, "prev": None, name: value}).encode()
+            report.tails.clear()
+            try:
+                verify.Chains({}, None, report).add(0, raw, leaf_hash(raw), "")
+            except verify.Invalid:
+                refused.add(name)
+            with contextlib.suppress(verify.Invalid):
+                verify._introduced_keys(raw, "log.example.com/signet")
+    assert {"v", "kind", "id", "time_ms", "writer", "wseq", "prev"} <= refused
+
+
+def test_event_that_introduces_no_keys_ends_in_a_verdict() -> None:
+    receipt = json.loads((VECTORS / "log_event.json").read_bytes())
+    for value in OTHER_TYPES:
+        for event in (value, {"name": value}, {"name": "log_keys_added", "facts": value}):
+            introducing(receipt, event)
+        for texts in (value, [value], ["+"], ["a+b"], ["log.example.com/signet+00000000+AQ=="]):
+            introducing(receipt, {"name": "log_keys_added", "facts": {"verifier_keys": texts}})
+
+
+def introducing(receipt: dict[str, Any], event: Any) -> None:
+    raw = verify.canonical_text({**receipt, "event": event}).encode()
+    with contextlib.suppress(verify.Invalid):
+        assert verify._introduced_keys(raw, "log.example.com/signet") == frozenset()
 
 
 # -- memory
