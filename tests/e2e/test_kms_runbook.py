@@ -76,6 +76,14 @@ def test_every_alert_leads_to_a_section_of_the_runbook():
         assert os.access(SCRIPTS / script, os.X_OK)
 
 
+def test_the_runbook_calls_its_scripts_with_options_that_they_have():
+    lines = re.findall(r"^ {4,}scripts/runbooks/(\w+\.sh)(.*)$", RUNBOOK.read_text(), re.MULTILINE)
+    assert {name for name, _ in lines} == {path.name for path in SCRIPTS.glob("*.sh")}
+    for name, rest in lines:
+        known = set(re.findall(r"^ +(--[a-z-]+)\)", (SCRIPTS / name).read_text(), re.MULTILINE))
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, name
+
+
 def test_the_slos_are_dumped_and_trouble_is_the_exit_status(kms):
     service = kms(BACKEND="inmem", AMNESIA="1")
     kid = service.create()
