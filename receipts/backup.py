@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from receipts.cli_places import PlacesError, add_options, read_places
+from receipts.durable_file import sync
 from receipts.errors import ReceiptStoreUnavailable
 from receipts.sqlite_file import connect, typed_errors
 from receipts.store_check import StoreReport, check_store
@@ -84,9 +85,9 @@ def _publish(target: Path, copy: Callable[[Path], None]) -> StoreReport:
             copy(unfinished)
             with contextlib.closing(SqliteReceiptStore(unfinished, busy_timeout_ms=BUSY_TIMEOUT_MS)) as store:
                 report = check_store(store)
-            _sync(unfinished)
+            sync(unfinished)
             os.link(unfinished, target)  # Unlike a rename, this never replaces a file.
-            _sync(target.parent)
+            sync(target.parent)
         finally:
             _remove(unfinished)
     return report
@@ -95,14 +96,6 @@ def _publish(target: Path, copy: Callable[[Path], None]) -> StoreReport:
 def _remove(path: Path) -> None:
     for name in (path, *(path.with_name(path.name + end) for end in _BESIDE)):
         name.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def register(commands: Any) -> None:

@@ -31,6 +31,7 @@ from msgspec import Meta
 
 from receipts.checkpoint import CheckpointSigner, HeadRequest, SignerRefused, compose_checkpoint, parse_checkpoint
 from receipts.cosignature import cosign_ml_dsa_44, sign_ed25519
+from receipts.durable_file import FILE_MODE, UNFINISHED, replace_synced, sync, write_synced
 from receipts.facts import EventFacts
 from receipts.log_errors import LogUnavailable
 from receipts.merkle import MAX_TREE_SIZE, ProofError
@@ -49,7 +50,6 @@ MAX_KEY_SETS: Final = 256
 KEYS_EVENT: Final = "log_keys_added"
 """The name of the `log_event` receipt that introduces keys."""
 
-_FILE_MODE: Final = 0o600
 _STATES: Final = re.compile(r"r*(aa?|ap)")
 _Seconds = Annotated[int, Meta(ge=0, le=2**53 - 1)]
 _Seed = Annotated[bytes, Meta(min_length=SEED_BYTES, max_length=SEED_BYTES)]
@@ -116,13 +116,13 @@ def create_key_file(path: Path | str, origin: str, now_s: int, random_bytes: Cal
     path = Path(path)
     with _typed_errors():
         # The name appears only with the whole content behind it, and never over another file.
-        unfinished = path.with_name(f"{path.name}.{random_bytes(8).hex()}.tmp")
+        unfinished = path.with_name(f"{path.name}.{random_bytes(8).hex()}{UNFINISHED}")
         try:
-            _write_synced(unfinished, msgspec.json.encode(content))
+            write_synced(unfinished, msgspec.json.encode(content))
             os.link(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)
-        _sync_folder(path.parent)
+        sync(path.parent)
 
 
 class FileCheckpointSigner(CheckpointSigner):
@@ -227,16 +227,13 @@ class FileCheckpointSigner(CheckpointSigner):
 
     def _replace(self, sets: list[_KeySet]) -> None:
         """Put a new file in the place of the old one; the caller holds the lock."""
-        unfinished = self._path.with_name(f"{self._path.name}.tmp")
-        _write_synced(unfinished, msgspec.json.encode(_KeyFile(1, self._origin, tuple(sets))))
-        unfinished.replace(self._path)
-        _sync_folder(self._path.parent)
+        replace_synced(self._path, msgspec.json.encode(_KeyFile(1, self._origin, tuple(sets))))
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[_KeyFile]:
         """Hold the lock, which the kernel opens when its holder dies, and read the file under it."""
         lock = self._path.with_name(f"{self._path.name}.lock")
-        with _typed_errors(), os.fdopen(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)) as file:
+        with _typed_errors(), os.fdopen(os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield self._read()
 
@@ -257,22 +254,6 @@ def _new_set(now_s: int, random_bytes: Callable[[int], bytes], state: Literal["p
         ed25519_seed=ed25519,
         ml_dsa_44_seed=ml_dsa,
     )
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

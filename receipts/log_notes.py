@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Meta
 
+from receipts.durable_file import FILE_MODE, replace_synced
 from receipts.errors import StoreCorrupt
 from receipts.log_errors import LogUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 PACKS_NAME: Final = "packs.json"
 ROTATIONS_NAME: Final = "rotations.json"
@@ -27,7 +28,6 @@ MAX_HANDOUTS: Final = 64
 """Packs remembered: the next one has a consistency proof from each of them."""
 MAX_ROTATIONS: Final = 256
 MAX_FILE_BYTES: Final = 2 * 1024 * 1024
-_FILE_MODE: Final = 0o600
 
 T = TypeVar("T")
 
@@ -70,27 +70,14 @@ class _ListFile(Generic[T]):
     def add(self, item: T) -> None:
         """Put `item` at the end, once, and drop the first ones past the bound."""
         with self._locked():
-            self._replace([*(each for each in self.read() if each != item), item][-self._max_items :])
-
-    def _replace(self, items: Sequence[T]) -> None:
-        unfinished = self._path.with_name(f"{self._path.name}.tmp")
-        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-        with os.fdopen(os.open(unfinished, flags, _FILE_MODE), "wb") as file:
-            file.write(msgspec.json.encode(items))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self._path)
-        folder = os.open(self._path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            items = [*(each for each in self.read() if each != item), item][-self._max_items :]
+            replace_synced(self._path, msgspec.json.encode(items))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         with _typed_errors(self._path.name):
             path = self._path.with_name(f"{self._path.name}.lock")
-            lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, _FILE_MODE)
+            lock = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, FILE_MODE)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from receipts.durable_file import sync
 from receipts.errors import ReceiptStoreUnavailable
 from receipts.turnstile import wait_for
 
@@ -112,11 +113,7 @@ def create_private(path: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, _FILE_MODE))
         # The new name must survive a power cut together with the receipts.
-        folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077:
         raise ReceiptStoreUnavailable("the file must be a regular one of mode 0600")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from receipts.durable_file import replace_unsynced, sync
 from receipts.log_errors import LogUnavailable
 from receipts.tile import Tile, narrow
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 CHECKPOINT_PATH: Final = "checkpoint"
 _FOLDER_MODE: Final = 0o700
-_FILE_MODE: Final = 0o600
-_UNFINISHED: Final = ".tmp"
 
 
 class TileStore(Protocol):
@@ -85,7 +83,7 @@ class DirectoryTileStore:
         with _typed_errors():
             if path.exists():
                 path.unlink(missing_ok=True)
-                _sync_folder(path.parent)
+                sync(path.parent)
 
     def read_checkpoint(self) -> bytes | None:
         """Read the checkpoint; see `TileStore.read_checkpoint`."""
@@ -109,13 +107,10 @@ class DirectoryTileStore:
         for name, data in files:
             path = self._root / name
             self._make_folder(path.parent, changed)
-            # One writer: a name left over by a crash is simply written over.
-            unfinished = path.with_name(path.name + _UNFINISHED)
-            _write_synced(unfinished, data)
-            unfinished.replace(path)
+            replace_unsynced(path, data)
             changed.add(path.parent)
         for folder in sorted(changed):
-            _sync_folder(folder)
+            sync(folder)
 
     def _make_folder(self, folder: Path, changed: set[Path]) -> None:
         if folder.is_dir():
@@ -124,23 +119,6 @@ class DirectoryTileStore:
             self._make_folder(folder.parent, changed)
         folder.mkdir(mode=_FOLDER_MODE, exist_ok=True, parents=folder == self._root)
         changed.add(folder.parent)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW
-    with os.fdopen(os.open(path, flags, _FILE_MODE), "wb", buffering=0) as file:
-        view = memoryview(data)
-        while view:
-            view = view[file.write(view) :]
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
