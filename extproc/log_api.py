@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 DEFAULT_PAGE: Final = 50
 MAX_EXPORT_RECEIPTS: Final = 1000
+MAX_EXPORT_BYTES: Final = 4 * 1024 * 1024
+"""Of receipts in one export, beside their proofs. Clients choose trace ids, and how many requests one has."""
 MAX_BODY_BYTES: Final = 1024
 MAX_PACKS_AT_ONCE: Final = 2
 FOR_EVER: Final = "private, max-age=31536000, immutable"
@@ -259,7 +261,11 @@ def _export(source: PackSource, trace_id: str) -> bytes | None:
         return None
     head = source.reader.head()
     members: list[bytes] = []
+    size_bytes = 0
     for each in found[:MAX_EXPORT_RECEIPTS]:
+        size_bytes += len(each.raw)
+        if size_bytes > MAX_EXPORT_BYTES:
+            break
         index, proof = each.seq - 1, None
         if index < head.size:
             proved = source.reader.prove_inclusion(index, head)
@@ -268,7 +274,7 @@ def _export(source: PackSource, trace_id: str) -> bytes | None:
             proof = [base64.b64encode(hash_).decode() for hash_ in proved.proof]
         facts = canonical({"index": index, "leaf": _leaf(each).hex(), "inclusion": proof})
         members.append(b'%b,"receipt":%b}' % (facts[:-1], each.raw or b"null"))
-    frame = {"checkpoint": head.note.decode(), "trace_id": trace_id, "truncated": len(found) > MAX_EXPORT_RECEIPTS}
+    frame = {"checkpoint": head.note.decode(), "trace_id": trace_id, "truncated": len(members) < len(found)}
     return b'%b,"receipts":[%b]}' % (canonical(frame)[:-1], b",".join(members))
 
 

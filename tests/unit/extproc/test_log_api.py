@@ -335,6 +335,15 @@ def test_export_has_a_bound(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document["truncated"]
 
 
+def test_export_has_a_bound_in_bytes(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = [len(raw) for raw in api.raws()[9:12]]
+    for most, count in ((sum(sizes), 3), (sum(sizes) - 1, 2), (sizes[0], 1)):
+        monkeypatch.setattr("extproc.log_api.MAX_EXPORT_BYTES", most)
+        document = api.ask(f"/v1/receipts/export/{trace_id(3)}").json()
+        assert [each["index"] for each in document["receipts"]] == [9, 10, 11][:count]
+        assert document["truncated"] == (count < 3)
+
+
 @pytest.mark.parametrize("wanted", ["x", "0" * 32, "A" * 32, "a" * 31, "a" * 33, "%00"])
 def test_trace_that_is_no_trace_is_refused(api: Api, wanted: str) -> None:
     refused(api.ask(f"/v1/receipts/export/{wanted}"), 400)
