@@ -1,4 +1,4 @@
-"""The breakers of one worker: one for each guarded route, fed by outcomes, asked for each verified request.
+"""The breakers of one worker: one for each name (`extproc.tenants`), fed by outcomes, asked for each verified request.
 
 Every tick the bank reads what all workers heard since the last one, takes over a newer state that another worker
 reached, and moves each breaker on. All workers see the same sums, so they go the same way; where two differ for a

@@ -56,7 +56,7 @@ MAX_SOCKET_PATH_BYTES: Final = 107
 _MEANINGLESS_WHEN_OPEN: Final = frozenset(
     {"binding", "body", "algorithms", "mode", "evidence", "relax", "subjects"}
     | {"max_header_bytes", "max_field_bytes", "max_signature_bytes"}
-    | {"quota_per_s", "quota_burst", "fallback_classic"}
+    | {"quota_per_s", "quota_burst", "fallback_classic", "tenants"}
 )
 
 
@@ -209,6 +209,8 @@ def _check_together(config: FilterConfig) -> None:
     for number, route in enumerate(config.routes, 1):
         if (contradiction := route.contradiction()) is not None:
             raise ConfigError(f"{path}: route[{number}].{contradiction}")
+    if sum(1 + len(set(route.tenants)) for route in config.routes) > MAX_ROUTES:
+        raise ConfigError(f"{path}: route.tenants: routes and their tenants are at most {MAX_ROUTES} together")
     if not config.kms.url and (config.kms.sealing_key or config.kms.log_key):
         raise ConfigError(f"{path}: kms.url: is required with kms.sealing_key or kms.log_key")
     _check_admin(path, config.admin)

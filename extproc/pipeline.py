@@ -172,7 +172,7 @@ class Pipeline:
             raise errors.NonceReplay("the challenge was spent by another request")
 
     async def _ask_policy(self, verified: VerifiedRequest, passage: Passage) -> PolicyVerdict:
-        phase = self._parts.stress.phase(verified.admitted.route.name)
+        phase = self._parts.stress.phase(verified.admitted.route.name, verified.key.subject)
         passage.asked = policy_input(verified, passage.now_ms, phase, passage.rules.policy.commit)
         try:
             verdict = await passage.rules.policy.evaluate(passage.asked)

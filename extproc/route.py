@@ -15,6 +15,7 @@ from extproc.config_fields import rule
 from extproc.config_kinds import Choice, Flag, Items, Number, Parsed, Text
 from extproc.route_pattern import HostPattern, compile_path, parse_authority, parse_host
 from extproc.subject import check_subject
+from extproc.tenants import MAX_TENANTS, check_tenant
 from pch.algorithms import ALGORITHMS, HYBRIDS
 from pch.errors import NoRoute
 
@@ -64,6 +65,7 @@ class Route:
     max_signature_bytes: int = field(default=7000, metadata=rule(Number(512, 49_152, "bytes of both signature fields")))
     max_body_bytes: int = field(default=65_536, metadata=rule(Number(0, MAX_STREAMED_BODY_BYTES, "bytes")))
     subjects: tuple[str, ...] = field(default=(), metadata=rule(Items(check_subject, 0, 10_000)))
+    tenants: tuple[str, ...] = field(default=(), metadata=rule(Items(check_tenant, 0, MAX_TENANTS)))
     permit_upgrade: bool = field(default=False, metadata=rule(Flag()))
     quota_per_s: int = field(default=0, metadata=rule(Number(0, 1_000_000, "requests per second and subject")))
     quota_burst: int = field(default=20, metadata=rule(Number(1, 1_000_000, "requests at once and subject")))

@@ -18,6 +18,7 @@ from extproc.priority import Priority
 from extproc.quota import Quota
 from extproc.signal_board import SignalBoard, SignalBoardError
 from extproc.stress_action import Action
+from extproc.tenants import TenantBreakers
 from policy.evaluator import StressFacts
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class StressDesk:
             for route in guarded
             if route.quota_per_s
         }
-        names = [route.name for route in guarded]
+        breakers = TenantBreakers(guarded)
+        names = breakers.names
         board = self._open_board(config.filter.socket_dir, names, workers) if names and workers > 1 else None
         signals: Signals = board or OwnSignals(len(names))
         # One worker listens for all: the others take its state over from the board.
@@ -155,7 +157,7 @@ class StressDesk:
         peers = BreakerPeers(plan, config.filter.realm, names, secrets.token_hex) if shared else None
         bank = BreakerBank(plan, names, signals, now_ms=self._now_ms(), peers=peers)
         old_board, old_names = self._board, self._names
-        self._plan, self._quotas, self._names = plan, quotas, names
+        self._plan, self._quotas, self._names, self._breakers = plan, quotas, names, breakers
         self._board, self.peers, self._bank = board, peers, bank
         if old_board is not None:
             old_board.close()
@@ -169,17 +171,19 @@ class StressDesk:
             LOG.error("breakers hear only what this worker hears: %s", error)
             return None
 
-    def phase(self, route: str) -> Phase:
-        """Give the phase of a route's breaker."""
-        return self._bank.state(route).phase
+    def phase(self, route: str, subject: str = "") -> Phase:
+        """Give the phase of the breaker that requests of `subject` meet on a route."""
+        return self._bank.state(self._breakers.of(route, subject)).phase
 
     def may_fall_back(self, route: Route) -> bool:
-        """Tell whether the classical half of a hybrid may be enough now; policy has the last word."""
-        return route.fallback_classic and self.phase(route.name) is not Phase.CLOSED
+        """Tell whether the classical half of a hybrid may be enough now, for some tenant; policy has the last word."""
+        if not route.fallback_classic:
+            return False
+        return any(self._bank.state(name).phase is not Phase.CLOSED for name in self._breakers.all_of(route.name))
 
     def is_relaxing(self, route: Route) -> bool:
-        """Tell whether clients are to trim their headers now (the actuator; PCH §6)."""
-        return self._bank.is_relaxing(route.name)
+        """Tell whether clients are to trim their headers now (the actuator; PCH §6): for any tenant, none is known."""
+        return any(self._bank.is_relaxing(name) for name in self._breakers.all_of(route.name))
 
     def admit(
         self,
@@ -205,7 +209,7 @@ class StressDesk:
                 self._telemetry.quota_refusals.labels(route.name).inc()
                 raise
         done = self._bank.choose(
-            route.name,
+            self._breakers.of(route.name, subject),
             subject,
             now_ms,
             floor_share=verdict.floor_share,
@@ -222,7 +226,7 @@ class StressDesk:
     def withdrawn(self, route: str, stress: StressFacts, subject: str) -> None:
         """Hear that a request of `subject` that was admitted with `stress` goes nowhere: refused later, or given up."""
         probe_epoch = stress.epoch if stress.action == Action.PROBE else None
-        self._bank.withdrawn(route, probe_epoch=probe_epoch, subject=subject)
+        self._bank.withdrawn(self._breakers.of(route, subject), probe_epoch=probe_epoch, subject=subject)
 
     def ended(
         self,
@@ -235,7 +239,8 @@ class StressDesk:
         subject: str = "",
     ) -> None:
         """Hear of one allowed request's end (`extproc.outcome_recorder.OutcomeObserver`)."""
-        self._bank.ended(route, status, app_us, flags, probe_epoch=probe_epoch, subject=subject)
+        name = self._breakers.of(route, subject)
+        self._bank.ended(name, status, app_us, flags, probe_epoch=probe_epoch, subject=subject)
 
     def tick(self) -> None:
         """Move the breakers on; called every `extproc.breaker_bank.TICK_S`."""

@@ -38,6 +38,7 @@ OP_WORDS: Final = 16
 """What is named `op` beside operations: the steps that have a deadline or are tried again."""
 
 _ROUTE: Final = Bound(MAX_ROUTES + 1, "names of `[[route]]`, and none")
+_BREAKER: Final = Bound(MAX_ROUTES + 1, "names of `[[route]]` and `route@tenant`, and none")
 _REASON: Final = Bound(len(Reason), "reason codes, pch.md §5")
 _FILTER: Final = {
     "route": _ROUTE,
@@ -68,6 +69,13 @@ _OF_METRIC: Final = {
     **{
         ("kms_keys_total", label): Bound(MAX_SERIES + 1, f"keys; {MAX_SERIES} kinds, further ones are `other`")
         for label in ("tenant", "purpose", "alg")
+    },
+    **{
+        (f"signet_{name}", "route"): _BREAKER
+        for name in (
+            *("breaker_phase", "breaker_errors_ratio", "breaker_slowness_ratio", "breaker_relaxing"),
+            *("breaker_transitions", "crowd_limit_requests"),
+        )
     },
     ("kms_key_version_head", "kid"): Bound(MAX_SERIES, f"hashes of the first {MAX_SERIES} keys"),
 }
