@@ -30,9 +30,10 @@ class SigningClient(ABC, Generic[AnswerT]):
     trust alone, False for none (testing). `binding`: what this client insists on; it never signs for less.
     `timeout_s`: the whole of one request, retries included. `follow_redirects`: sign anew for each hop; PCH
     fields, credentials and other signatures never reach another origin. `observer` sees every answer, also
-    those between. `evidence`: a document of PCH §7, sent with every signed request that does not decline it.
-    `relax`: `auto` moves evidence and ML-DSA signatures out of the header when the verifier asks, `always` unasked,
-    `never` not even then. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
+    those between. `evidence`: a document of PCH §7, sent with every signed request whose route does not decline it,
+    but not where a redirect leads to another origin. `relax`: `auto` moves evidence and ML-DSA signatures out of the
+    header when the verifier asks, `always` unasked, which a route that does not grant it refuses, `never` not even
+    when asked. Every method raises a `ClientError`: `InvalidRequest`, a `NetworkError`, a `PeerFault` or
     `ChallengeUnusable`.
     """
 
