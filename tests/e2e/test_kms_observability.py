@@ -73,20 +73,6 @@ TOPICS = {
 PLAINTEXT = base64.b64encode(b"a key that nobody may see 123456").decode()
 
 
-@pytest.fixture
-def kms(tmp_path):
-    started = []
-
-    def start(**settings):
-        process = KmsProcess(tmp_path, settings)
-        started.append(process)
-        return process.start()
-
-    yield start
-    for process in started:
-        process.stop()
-
-
 def smoke(service, **headers):
     """Drive every kind of operation once, and some refusals; give what must be seen nowhere."""
     token, kid = service.token(), service.create()

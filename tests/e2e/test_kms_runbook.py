@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support import softhsm
-from tests.support.kms_service import DIGEST, KmsProcess
+from tests.support.kms_service import DIGEST
 from tests.support.provider_parts import running_softhsm
 
 ROOT = Path(__file__).parents[2]
@@ -24,20 +22,6 @@ def run(script, *arguments, **environ):
     command = [str(SCRIPTS / script), *arguments]
     env = {**os.environ, "PYTHON": sys.executable, **environ}
     return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
-
-
-@pytest.fixture
-def kms(tmp_path):
-    started = []
-
-    def start(**settings):
-        process = KmsProcess(tmp_path, settings)
-        started.append(process)
-        return process.start()
-
-    yield start
-    for process in started:
-        process.stop()
 
 
 def promtool(*arguments, folder):
@@ -95,7 +79,7 @@ def test_the_slos_are_dumped_and_trouble_is_the_exit_status(kms):
     done = run("kms_dump_slos.sh", base)
     assert done.returncode == 0, done.stdout + done.stderr
     assert '"ready":true' in done.stdout
-    assert re.search(r"^p95 sign ed25519: at most [0-9.]+ s of 3$", done.stdout, re.MULTILINE)
+    assert re.search(r"^p95 sign ml-dsa: at most [0-9.]+ s of 3$", done.stdout, re.MULTILINE)
     assert 'rejected_total{reason="unauth"} 1.0' in done.stdout
     os.kill(service.service_pid, 9)
     service.wait_for("serving", 2)

@@ -19,20 +19,6 @@ from tests.support.kms_service import DIGEST, KmsProcess
 MEMORY = {"BACKEND": "inmem", "AMNESIA": "1"}
 
 
-@pytest.fixture
-def kms(tmp_path):
-    started = []
-
-    def start(**settings):
-        process = KmsProcess(tmp_path, settings)
-        started.append(process)
-        return process.start()
-
-    yield start
-    for process in started:
-        process.stop()
-
-
 def sign(service, kid, **rest):
     return service.ask("POST", "/v1/kms/sign", {"kid_or_set": {"kid": kid}, "payload_b3": DIGEST}, **rest)
 
