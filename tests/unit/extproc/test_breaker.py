@@ -230,6 +230,38 @@ def test_any_history_keeps_transitions_to_the_order_of_the_logarithm_of_time(
         assert state.epoch <= 3 * openings
 
 
+CAPPED = replace_plan(base_dwell_ms=300, max_dwell_ms=2_000, forgive_after_ms=1_500, min_samples=1)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.one_of(seen_any, st.sampled_from((GOOD, BAD))), st.integers(0, 1_000)), max_size=250))
+def test_any_history_keeps_the_bound_with_the_cap_and_with_forgiveness(history: list[tuple[Seen, int]]) -> None:
+    """docs/reference/breaker.md §3: with the cap C `2 + log2(C/base) + T/C`, and one more for each forgiven relapse."""
+    state, now_ms, openings, forgiven = BreakerState(), 0, 0, 0
+    base, cap = CAPPED.base_dwell_ms, CAPPED.max_dwell_ms
+    for seen, gap_ms in history:
+        now_ms += gap_ms
+        # Probes that are told well close it at once: only closed can it be forgiven, and open again.
+        told = replace(seen, probes=4, probes_failed=0) if state.phase is Phase.HALF_OPEN else seen
+        before, state = state, advance(state, told, now_ms, CAPPED)
+        openings += state.phase is Phase.OPEN and before.phase is not Phase.OPEN
+        forgiven += state.relapses < before.relapses
+        assert state.dwell_ms <= cap
+        assert forgiven <= now_ms / CAPPED.forgive_after_ms
+        assert openings <= 2 + math.log2(cap / base) + now_ms / cap + forgiven
+
+
+def test_the_capped_bound_is_nearly_reached() -> None:
+    state, now_ms, openings = BreakerState(), 0, 0
+    plan = replace_plan(base_dwell_ms=300, max_dwell_ms=2_400, min_samples=1, max_gain=1.0)
+    while now_ms < 100_000:
+        now_ms += TICK_MS if state.phase is not Phase.OPEN else state.dwell_ms
+        seen = Seen(probes=4, probes_failed=4) if state.phase is Phase.HALF_OPEN else BAD
+        before, state = state, advance(state, seen, now_ms, plan)
+        openings += state.phase is Phase.OPEN and before.phase is not Phase.OPEN
+    assert 0.9 < openings / (2 + math.log2(8) + now_ms / 2_400) <= 1
+
+
 def test_an_app_that_fails_whenever_it_is_let_alone_switches_a_few_times_a_day() -> None:
     """The adversary of a fixed dwell: well under probes, failing as soon as it is closed."""
     state, now_ms, openings = BreakerState(), 0, 0
