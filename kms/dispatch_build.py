@@ -11,6 +11,7 @@ from kms.admission import Admission
 from kms.attestations import Attestations
 from kms.custody import Custody
 from kms.dispatcher import Dispatcher, Settings
+from kms.erasures import Erasures
 from kms.errors import KmsError
 from kms.keeper import Keeper
 from kms.key_locks import KeyLocks
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from kms.config_sections import KmsConfig
     from kms.dispatcher import Authorise
     from kms.key_store import KeyStore
+    from kms.kid import KeyName
     from kms.messages import Message
     from kms.operations.operation import Operation
     from kms.policy import PolicyClient
@@ -74,15 +76,12 @@ class Core:
         """
         for record in self.services.store.keys:
             self.metrics.key_set(record, new=True)
+            if record.state is KeyState.DESTROYED:
+                # A crash, or a provider that was away, may have left private halves behind.
+                self.services.erasures.add(record.name)
         with contextlib.suppress(KmsError):
             await self.dispatcher.settle(at_start=True)
-        self.keeper.start(self._erase_destroyed)
-
-    async def _erase_destroyed(self) -> None:
-        """Erase the private halves of destroyed keys: a crash, or a provider that was away, may have left some."""
-        for record in self.services.store.keys:
-            if record.state is KeyState.DESTROYED:
-                await erase(self.services, record)
+        self.keeper.start()
 
     async def stop(self, drain_s: float) -> int:
         """Drain, then end; give how many operations were left at the deadline. The stores stay open."""
@@ -90,6 +89,7 @@ class Core:
         if left:
             self.telemetry.tasks_aborted.labels("request").inc(left)
         await self.keeper.stop()
+        await self.services.erasures.stop()
         self.services.pool.close()
         return left
 
@@ -183,6 +183,7 @@ def build_core(
         clock,
         random_bytes,
         frozenset(config.service.allowed_algs),
+        Erasures(clock),
     )
     share_min = config.limits.tenant_share_min
     rates = Rates(clock, rate_per_s=config.security.sign_rate_limit_rps, share_min=share_min)
@@ -213,7 +214,11 @@ def build_core(
         settings_of(config, open_policy(config)),
     )
     show_phase(config, telemetry)
-    keeper = Keeper(custody, dispatcher, refusals, telemetry)
+
+    def erase_left(name: KeyName) -> Awaitable[bool]:
+        return erase(services, store.keys.find(name))
+
+    keeper = Keeper(custody, dispatcher, refusals, telemetry, lambda: services.erasures.look(erase_left))
     return Core(services, dispatcher, keeper, rates, admissions, metrics, refusals, telemetry)
 
 

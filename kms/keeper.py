@@ -23,8 +23,16 @@ PROBE_TIMEOUT_S: Final = 1.0
 class Keeper:
     """One task, started with the service and ended with it. A provider has one probe under way at most."""
 
-    def __init__(self, custody: Custody, dispatcher: Dispatcher, refusals: Refusals, telemetry: Telemetry) -> None:
-        self._custody, self._dispatcher, self._refusals = custody, dispatcher, refusals
+    def __init__(
+        self,
+        custody: Custody,
+        dispatcher: Dispatcher,
+        refusals: Refusals,
+        telemetry: Telemetry,
+        tidy: Callable[[], None],
+    ) -> None:
+        """Make it; `tidy` begins what is to be done again now and then, and waits for nothing."""
+        self._custody, self._dispatcher, self._refusals, self._tidy = custody, dispatcher, refusals, tidy
         self._spawned = telemetry.tasks_spawned.labels("keeper")
         self._aborted = telemetry.tasks_aborted.labels("keeper")
         self._sessions = telemetry.backend_sessions
@@ -34,10 +42,10 @@ class Keeper:
         self.on_session: Callable[[str, bool], None] = lambda _backend, _up: None
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, first: Callable[[], Awaitable[None]]) -> None:
-        """Start the task; once. `first` is done before the watch begins, and delays no request."""
+    def start(self) -> None:
+        """Start the task; once."""
         self._spawned.inc()
-        self._task = asyncio.create_task(self._run(first), name="kms-keeper")
+        self._task = asyncio.create_task(self._run(), name="kms-keeper")
 
     async def stop(self) -> None:
         """End the task and write what refusals are left. A second call does nothing."""
@@ -55,9 +63,9 @@ class Keeper:
         with contextlib.suppress(KmsError):
             await self._dispatcher.settle()
         await self._refusals.flush()
+        self._tidy()
 
-    async def _run(self, first: Callable[[], Awaitable[None]]) -> None:
-        await self._survive(first)
+    async def _run(self) -> None:
         while True:
             await self._survive(self.beat)
             await asyncio.sleep(PERIOD_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from kms.errors import KmsError
@@ -47,16 +48,18 @@ class ChangeKeyState:
             kid = str(changed.newest_kid)
             response = KeyStateResponse(kid=kid, state=changed.state.value, min_version=changed.min_version)
             outcome = await apply_change(services, call, self.op, request.op_id, record, changed, kid, response)
-            if changed.state is KeyState.DESTROYED:
-                await erase(services, changed)
-            return outcome
+            if changed.state is not KeyState.DESTROYED:
+                return outcome
+            erased = await erase(services, changed)
+            if not erased:
+                services.erasures.add(changed.name)
+            return replace(outcome, detail={**outcome.detail, "erased": "true" if erased else "false"})
 
 
 async def erase(services: Services, record: KeyRecord) -> bool:
     """Erase the private halves of a destroyed key; tell whether that was done.
 
-    With the provider away, or too slow, the key stays destroyed all the same, and is erased when the service starts
-    next.
+    With the provider away, or too slow, the key stays destroyed all the same, and is erased when it is there again.
     """
     parts = tuple(part for version in record.versions for part in version.parts)
     try:

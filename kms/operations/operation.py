@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kms.attestations import Attestations
     from kms.clock import Clock
     from kms.custody import Custody
+    from kms.erasures import Erasures
     from kms.key_locks import KeyLocks
     from kms.key_record import KeyRecord
     from kms.key_store import KeyStore
@@ -138,6 +139,7 @@ class Services:
     clock: Clock
     random_bytes: Callable[[int], bytes]
     allowed_algs: frozenset[str]
+    erasures: Erasures
 
     async def use(self, tenant: str, provider: Provider, primitives: Iterable[Primitive], work: Callable[[], T]) -> T:
         """Let a provider use keys, here when that is cheap, else on a thread; remember whether it was there."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from kms.erasures import RETRY_S
 from kms.errors import BadRequest, Conflict, KmsError, NoCapability, NotFound, StoreUnavailable, Unsupported
 from kms.kid import parse_kid
 from kms.messages import (
@@ -174,6 +175,28 @@ async def test_a_key_destroyed_while_its_provider_is_away_is_erased_at_the_next_
             while provider.keys_held:
                 await asyncio.sleep(0)
         assert bench.metric("kms_keys_total", tenant="core", purpose="audit", alg="ed25519") == 1
+
+
+async def test_a_key_destroyed_while_its_provider_is_away_is_erased_when_it_is_there_again() -> None:
+    provider = StagedProvider()
+    async with running_core(provider=provider) as bench:
+        kid, other = await bench.create(), await bench.create()
+        provider.away = True
+        await change(bench, "destroy", kid)
+        assert bench.audit.of("destroy")[-1].detail["erased"] == "false"
+        erasures = bench.core.services.erasures
+        for away in (True, False):
+            provider.away = away
+            bench.hand.now_s += RETRY_S
+            await bench.core.keeper.beat()
+            async with asyncio.timeout(5):
+                while erasures.under_way:
+                    await asyncio.sleep(0)
+            assert (provider.keys_held, len(erasures)) == ((2, 1) if away else (1, 0))
+        await bench.sign(other)
+        await change(bench, "destroy", other)
+        assert bench.audit.of("destroy")[-1].detail["erased"] == "true"
+        assert len(erasures) == 0
 
 
 @pytest.mark.parametrize("op", ["create_key", "rotate", "disable", "destroy", "derive"])

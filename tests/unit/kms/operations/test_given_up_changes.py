@@ -108,7 +108,7 @@ async def test_a_change_past_its_deadline_is_answered_504_and_the_repeated_reque
         task = await begun(bench, provider, op, request)
         with pytest.raises(Timeout):
             await task
-        assert bench.metric("io_timeouts_total", op=op) == 1
+        assert bench.metric("io_timeouts_total", op={"create_key": "create"}.get(op, op)) == 1
         again = asyncio.create_task(bench.call(op, request))
         await asyncio.sleep(0)
         assert provider.hold is not None
