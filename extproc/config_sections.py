@@ -62,11 +62,6 @@ class ReceiptsSection:
         default=200, metadata=rule(Number(0, 100_000, "receipts per second and route"))
     )
 
-    @property
-    def sqlite_path(self) -> Path:
-        """Give the database file of a `sqlite:` URL; absolute in a loaded configuration."""
-        return Path(self.url.removeprefix("sqlite:"))
-
 
 @dataclass(frozen=True, slots=True)
 class KeyringSection:

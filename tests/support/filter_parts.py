@@ -33,9 +33,9 @@ from pch.httpsig.signature_field import serialise_signature
 from pch.httpsig.signature_input import make_signature_params, serialise_signature_input
 from pch.keys import generate, private_key_from_jwk, public_jwk
 from pch.proof import binding_header
+from receipts.open_store import open_store
 from receipts.receipt_id import WriterId
 from receipts.refusals import RefusalLimiter
-from receipts.store_sqlite import SqliteReceiptStore
 from receipts.writer import ReceiptWriter
 
 NOW_MS = 1_790_000_000_000
@@ -149,7 +149,7 @@ class FilterParts:
         self.sealing_keys = FileSealingKeys(self.config.sealing.path, self.clock, self.config.filter.max_age_s)
         # The store's contents begin one minute before the clock's first reading.
         self.nonce_store = MemoryNonceStore(max_age_s=60, clock_ms=lambda: NOW_MS - 60_000, max_entries=1000)
-        self.store = SqliteReceiptStore(self.config.receipts.sqlite_path)
+        self.store = open_store(self.config.receipts.url)
         self.writer = ReceiptWriter(self.store, writer_id=WriterId("11111111-1111-4111-8111-111111111111"))
         self.refusals = RefusalLimiter(self.config.receipts.max_refusal_receipts_per_s)
         self.registry = CollectorRegistry()

@@ -23,11 +23,11 @@ from extproc.errors import ServerFault
 from pch.reasons import Reason
 from receipts.errors import ReceiptStoreUnavailable
 from receipts.facts import WindowFacts
+from receipts.open_store import open_store
 from receipts.prune import PrunePlan, prune
 from receipts.receipt import ReceiptDraft
 from receipts.receipt_id import WriterId, new_receipt_id
 from receipts.store import ReceiptStore, StoredReceipt, WriterTail
-from receipts.store_sqlite import SqliteReceiptStore
 from tests.support.check_calls import FilterCalls, reason_of
 from tests.support.filter_parts import NOW_MS, SetClock
 from tests.support.filter_process import FilterFolder, filter_folder, until
@@ -75,7 +75,7 @@ class Admin:
     def __init__(self, folder: FilterFolder) -> None:
         self.config: FilterConfig = load_config(folder.config, {})
         self.clock = SetClock()
-        self.store = SqliteReceiptStore(self.config.receipts.sqlite_path)
+        self.store = open_store(self.config.receipts.url)
 
     def client(
         self,

@@ -67,7 +67,7 @@ def test_an_empty_file_with_a_route_has_all_defaults(tmp_path: Path) -> None:
     config = load(tmp_path, ROUTE)
     assert config.filter.workers == 2
     assert config.nonce_store.path == tmp_path / "nonces.sqlite3"
-    assert config.receipts.sqlite_path == tmp_path / "receipts.sqlite3"
+    assert config.receipts.url == f"sqlite:{tmp_path}/receipts.sqlite3"
     assert config.routes[0].guarded
     assert config.routes[0].bound
 
@@ -79,7 +79,7 @@ def test_paths_are_relative_to_the_file_and_absolute_ones_stay(tmp_path: Path) -
     )
     assert config.keyring.path == tmp_path / "a/k.json"
     assert config.sealing.path == Path("/etc/s.json")
-    assert config.receipts.sqlite_path == Path("/var/r")
+    assert config.receipts.url == "sqlite:/var/r"
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def test_the_environment_overrides_scalars_and_other_variables_are_left_alone(tm
     )
     assert config.filter.workers == 5
     assert config.nonce_store.url == "unix:///run/redis.sock"
-    assert config.receipts.sqlite_path == tmp_path / "r2"
+    assert config.receipts.url == f"sqlite:{tmp_path}/r2"
     assert config.admin.port == 8081
     assert config.filter.socket_mode == 0o660
     assert config.keyring.path == tmp_path / "other.json"

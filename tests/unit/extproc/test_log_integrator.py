@@ -28,6 +28,7 @@ from receipts.log import LogWriter
 from receipts.log_errors import EntryUnknown, LogUnavailable
 from receipts.log_notes import LogNotes
 from receipts.log_reader import LogReader
+from receipts.open_store import open_store
 from receipts.receipt_id import WriterId
 from receipts.rotation import rotate_keys
 from receipts.store_sqlite import SqliteReceiptStore
@@ -170,7 +171,7 @@ def test_bundle_is_what_receipts_carry_the_digest_of(config: FilterConfig) -> No
 
 
 def test_service_without_a_log_says_so_and_with_one_has_its_keys(config: FilterConfig) -> None:
-    store = SqliteReceiptStore(config.receipts.sqlite_path)
+    store = open_store(config.receipts.url)
     service = LogService(config, store, lambda: time.time_ns() // 1_000_000)
     with pytest.raises(EntryUnknown):
         service.source()
@@ -187,7 +188,7 @@ def test_service_without_a_log_says_so_and_with_one_has_its_keys(config: FilterC
 
 
 def test_the_policy_is_that_of_the_configuration_that_the_supervisor_accepted_last(config: FilterConfig) -> None:
-    store = SqliteReceiptStore(config.receipts.sqlite_path)
+    store = open_store(config.receipts.url)
     service = LogService(config, store, lambda: time.time_ns() // 1_000_000)
     config.filter.socket_dir.mkdir(parents=True)
     kept, policy = AcceptedFiles(config.filter.socket_dir), read_policy_files(config)
