@@ -55,16 +55,6 @@ class _Waiter(Generic[T, R]):
         self.future = future
 
 
-@dataclass(frozen=True, slots=True)
-class GroupCommitCounts:
-    """What the owner thread did since `start`."""
-
-    batches: int
-    items: int
-    failed_batches: int
-    largest_batch_items: int
-
-
 class GroupCommit(Generic[T, R]):
     """Queue items from any task or thread and commit them in batches on one thread.
 
@@ -94,7 +84,6 @@ class GroupCommit(Generic[T, R]):
         self._started = False
         self._closing = False
         self._in_flight: Sequence[_Waiter[T, R]] = ()
-        self._batches = self._items = self._failed_batches = self._largest_batch_items = 0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -109,11 +98,6 @@ class GroupCommit(Generic[T, R]):
     def pending_items(self) -> int:
         """Items queued and not yet being committed."""
         return len(self._queue)
-
-    @property
-    def counts(self) -> GroupCommitCounts:
-        """Batches, items and failures so far, for metrics."""
-        return GroupCommitCounts(self._batches, self._items, self._failed_batches, self._largest_batch_items)
 
     async def submit(self, item: T, timeout_s: float) -> R:
         """Queue `item` and wait for its commit.
@@ -223,15 +207,11 @@ class GroupCommit(Generic[T, R]):
                 self._on_close()
 
     def _commit_batch(self, batch: Sequence[_Waiter[T, R]]) -> list[R | _Failure]:
-        self._batches += 1
-        self._items += len(batch)
-        self._largest_batch_items = max(self._largest_batch_items, len(batch))
         try:
             results = self._commit([waiter.item for waiter in batch])
             if len(results) != len(batch):
                 raise RuntimeError(f"{self._name}: {len(results)} results for {len(batch)} items")
         except Exception as error:  # noqa: BLE001 - whatever it was, every waiter must hear of it
-            self._failed_batches += 1
             failure = _Failure(error, error.__traceback__)
             return [failure] * len(batch)
         return [

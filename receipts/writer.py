@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from receipts.group_commit import DEFAULT_MAX_PENDING_ITEMS, GroupCommit, GroupCommitCounts
+from receipts.group_commit import DEFAULT_MAX_PENDING_ITEMS, GroupCommit
 from receipts.store import MAX_BATCH_RECEIPTS, StoredReceipt
 
 if TYPE_CHECKING:
@@ -53,16 +53,6 @@ class ReceiptWriter:
     def start(self) -> None:
         """Start the writer's thread; once, and after any fork."""
         self._commits.start()
-
-    @property
-    def writer_id(self) -> WriterId:
-        """The id of this writer's chain."""
-        return self._writer_id
-
-    @property
-    def counts(self) -> GroupCommitCounts:
-        """Commits and receipts so far, for metrics."""
-        return self._commits.counts
 
     async def append(self, draft: ReceiptDraft, timeout_s: float) -> StoredReceipt:
         """Store `draft` and return it once durable, or the receipt that has its idempotency key already.

@@ -73,8 +73,6 @@ async def test_what_queues_during_a_commit_goes_into_the_next() -> None:
     committer.gate.set()
     assert await asyncio.gather(first, *rest) == [0, 2, 4, 6, 8, 10]
     assert committer.batches == [[0], [1, 2, 3, 4, 5]]
-    counts = commits.counts
-    assert (counts.batches, counts.items, counts.failed_batches, counts.largest_batch_items) == (2, 6, 0, 5)
     assert len(committer.threads) == 1
     await commits.aclose(WAIT_S)
 
@@ -113,7 +111,6 @@ async def test_one_items_error_is_its_own() -> None:
     assert results[0] == 24
     assert isinstance(results[1], ValueError)
     assert results[2] == 28
-    assert commits.counts.failed_batches == 0
     await commits.aclose(WAIT_S)
 
 
@@ -130,7 +127,7 @@ async def test_an_error_of_the_commit_reaches_every_waiter_and_the_next_batch_wo
         # A StopIteration cannot leave a coroutine as itself.
         with pytest.raises((type(error), RuntimeError)):
             await task
-    assert commits.counts.failed_batches == 2
+    assert len(committer.batches) == 2
     committer.error = None
     assert await commits.submit(4, WAIT_S) == 8
     await commits.aclose(WAIT_S)
