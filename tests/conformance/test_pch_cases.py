@@ -387,7 +387,10 @@ def test_there_are_enough_cases_of_every_kind_and_reason() -> None:
     reasons = {step["expect"]["reason"] for case in verified for step in case["steps"]}
     later = {"quota", "breaker_open", "store_unavailable", "policy_unavailable", "internal"}
     assert reasons >= {str(reason) for reason in ANSWERS} - later
-    assert reasons >= {"allowed", "unguarded"}
+    assert reasons >= {"allowed", "unguarded", "evidence_kept"}
+    assert {case["rule"].partition(" ")[0].partition(".")[0] for case in (*verified, *asked)} >= {
+        f"§{section}" for section in range(1, 9)
+    }
 
 
 def test_key_ids_are_thumbprints() -> None:
