@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 HONEST: Final = frozenset({"classical", "pq", "hybrid", "relaxed"})
 RECOVERED_SHARE: Final = 0.9
 RECOVERY_WINDOW_S: Final = 2.0
-MAX_UNWATCHED_S: Final = 2.0
-"""Without a sample for longer, a second opening of a fault, which lasts this long at the least, could go unseen."""
+MAX_UNWATCHED_S: Final = 1.0
+"""Without a sample for longer, an opening, which lasts `base_dwell_ms` at the least, could go unseen."""
 PHASES: Final = {0.0: "closed", 1.0: "half-open", 2.0: "open"}
 
 
@@ -178,6 +178,8 @@ class Measured:
             "MTTR s": None if recovery_s is None else round(recovery_s, 2),
             "attacks": sum(each.name.startswith("attack_") for each in self.sent),
             "attacks that passed": self.breaches,
+            "attacks for each honest request": None if self.attack_factor is None else round(self.attack_factor, 1),
+            "rotations": self.rotations,
             "longest unwatched s": round(self.unwatched_s, 2),
         }
 
