@@ -1299,7 +1299,6 @@ class TileTree:
     def __init__(self, tile: Callable[[int, int, int], bytes], start: int, end: int) -> None:
         self._tile, self._end = tile, end
         self._open: dict[int, tuple[int, bytes]] = {}
-        self._levels = max(1, -(-end.bit_length() // 8))
         self._peaks = [self._peak(start, height) for height in reversed(range(64)) if start >> height & 1]
 
     def _peak(self, start: int, height: int) -> bytes:
