@@ -18,7 +18,6 @@ RECOVERED_SHARE: Final = 0.9
 RECOVERY_WINDOW_S: Final = 2.0
 MAX_UNWATCHED_S: Final = 1.0
 """Without a sample for longer, an opening, which lasts `base_dwell_ms` at the least, could go unseen."""
-PHASES: Final = {0.0: "closed", 1.0: "half-open", 2.0: "open"}
 
 
 @dataclass(frozen=True, slots=True)
