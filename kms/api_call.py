@@ -214,8 +214,10 @@ def facts_of(call: ApiCall, response: Message | None, redact_level: str) -> dict
     kid = getattr(response, "kid", None) or getattr(request, "kid", None) or getattr(selector, "kid", None)
     phase = call.phase
     facts: dict[str, Any] = {"op_id": getattr(request, "op_id", None), "pq": phase.pq, "pq_mode": phase.pq_mode}
-    if call.principal is not None and len(call.principal.tenants) == 1:
-        facts["tenant"] = next(iter(call.principal.tenants))
+    if call.principal is not None:
+        facts["token_id"] = call.principal.token_id  # what `revoke` takes, and what audit records name
+        if len(call.principal.tenants) == 1:
+            facts["tenant"] = next(iter(call.principal.tenants))
     if kid is not None:
         name, _, version = kid.partition("#v")
         segments = name.split("/")

@@ -2,7 +2,7 @@
 
 Only named fields reach a line: an event has no place for a body, a token, a passphrase or a raw kid. Lines are written
 by one thread, so that a slow reader of the stream never holds up the event loop; past the queue's bound they are
-dropped and counted.
+dropped, and the next line says how many.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ class LogWriter:
         self._lines: queue.Queue[str | None] = queue.Queue(MAX_QUEUED_LINES)
         self._closing = threading.Event()
         self.dropped = 0
+        self._overflowed = self._told = 0  # of those dropped, for want of room; of these, what a line told
         self.configure(level, form)
         self._thread = threading.Thread(target=self._write, name="kms-log", daemon=True)
         self._thread.start()
@@ -76,6 +77,9 @@ class LogWriter:
             return
         if not fields.keys() <= FIELDS:
             raise ValueError(f"no such log fields: {sorted(fields.keys() - FIELDS)}")
+        self._put(self._line(level, event, fields))
+
+    def _line(self, level: str, event: str, fields: dict[str, Any]) -> str:
         now_ms = self._wall_ms()
         moment = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
         line: dict[str, Any] = {
@@ -92,7 +96,7 @@ class LogWriter:
         for name, value in fields.items():
             if value is not None:
                 line[name] = redact(value) if name in ("message", "trace") else value
-        self._put(self._as_text(line) if self._text else self._encoder.encode(line).decode())
+        return self._as_text(line) if self._text else self._encoder.encode(line).decode()
 
     def close(self, timeout_s: float = 2.0) -> None:
         """Write what waits, at most for `timeout_s`."""
@@ -113,6 +117,7 @@ class LogWriter:
             self._lines.put_nowait(line)
         except queue.Full:
             self.dropped += 1
+            self._overflowed += 1
 
     def _write(self) -> None:
         ended = False
@@ -123,6 +128,10 @@ class LogWriter:
                     lines.append(self._lines.get_nowait())
             ended = None in lines
             written = [line for line in lines if line is not None]
+            lost = self._overflowed - self._told
+            if lost:
+                self._told += lost
+                written.append(self._line("warn", "lines_dropped", {"count": lost}))
             try:
                 self._stream.write("".join(f"{line}\n" for line in written))
                 self._stream.flush()

@@ -450,6 +450,7 @@ async def test_the_result_line_has_every_required_field_and_no_raw_kid():
     assert (line["event"], line["service"], line["level"], line["tenant"]) == ("sign_result", "ron-kms", "INFO", "core")
     assert (line["kid_version"], line["alg"], line["result"], line["op_id"]) == (3, "ed25519", "ok", op_id)
     assert line["payload_b3"] == DIGEST
+    assert line["token_id"] == parts.authority.principal.token_id
     assert line["attestation_class"] == "tpm-2.0"
     assert len(line["kid_hash"]) == 8
     assert KID.partition("#")[0] not in json.dumps(line)

@@ -122,9 +122,13 @@ def test_lines_beyond_the_queue_are_dropped_and_counted(monkeypatch):
             gate.wait(5)
             return super().write(text)
 
-    log = LogWriter(Slow(), lambda: 0)
+    stream = Slow()
+    log = LogWriter(stream, lambda: 0)
     for _ in range(50):
         log.event("info", "one")
     gate.set()
     log.close()
     assert log.dropped >= 48
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    told = [line["count"] for line in lines if line["event"] == "lines_dropped"]
+    assert sum(told) == log.dropped == 50 - sum(line["event"] == "one" for line in lines)
