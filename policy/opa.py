@@ -37,11 +37,12 @@ class _Loaded(msgspec.Struct, frozen=True):
 class OpaPolicy:
     """One OPA server. Owned by one event loop; the first question connects, `close` lets go.
 
-    `timeout_s`: of one question, connecting included. The server's policies and data are read with the first question
-    and whenever `refresh` is called; `bundle` is what was read last. An answer does not name the policy that it is by
-    (a revision has only what the server itself loaded as a bundle): after a change on the server answers go with the
-    former digest until the next `refresh`, `MAX_BUNDLE_AGE_S` at the most.
-    `commit`: the git commit that the policy is of, where the server does not say it as its bundle's revision.
+    `timeout_s`: of one question, connecting included, and once more where it waits for the policy to be read. The
+    server's policies and data are read with the first question and whenever `refresh` is called; `bundle` is what was
+    read last. An answer does not name the policy that it is by (a revision has only what the server itself loaded as a
+    bundle): after a change on the server answers go with the former digest until the next `refresh`,
+    `MAX_BUNDLE_AGE_S` at the most. `commit`: the git commit that the policy is of, where the server does not say it as
+    its bundle's revision.
     """
 
     def __init__(self, host: str, port: int, *, timeout_s: float, commit: str | None = None) -> None:
@@ -103,11 +104,12 @@ class OpaPolicy:
         self._in_flight += 1
         try:
             if self._is_aged():
-                async with self._refreshing:
+                # A server that hangs is waited for once, however many questions wait for the first one's reading.
+                async with asyncio.timeout(self._timeout_s), self._refreshing:
                     if self._is_aged():
                         await self.refresh()
-            client = await self._connected()
             async with asyncio.timeout(self._timeout_s):
+                client = await self._connected()
                 answer = await client.query_rule(
                     input_data=msgspec.to_builtins(policy_input), package_path=_PACKAGE, rule_name=_RULE
                 )

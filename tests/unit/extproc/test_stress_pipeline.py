@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from extproc.rules import rules_of
 from extproc.stress_desk import StressDesk, StressTelemetry
 from pch.httpsig.message import RequestMessage
 from pch.reasons import Reason
+from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
 from receipts.receipt import DecisionReceipt, parse_receipt
 from tests.support.filter_parts import AUTHORITY, FilterParts, KeyPair, SetClock, edge_request, signed_message
 from tests.support.hybrid_parts import Half, halves, hybrid_keys, hybrid_message
@@ -310,6 +312,38 @@ def test_a_fallback_without_a_hybrid_to_fall_back_from_is_refused(tmp_path: Path
     path.write_text('[[route]]\nname = "a"\npath = "/a"\n' + route)
     with pytest.raises(ConfigError, match="fallback_classic"):
         load_config(path, {})
+
+
+class BrokenPolicy:
+    """A policy that gives no verdict."""
+
+    digest, bundle, commit = "0" * 64, b"broken", None
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    async def evaluate(self, _: PolicyInput) -> PolicyVerdict:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "status"),
+    [
+        (PolicyError("late"), Reason.POLICY_UNAVAILABLE, 503),
+        (TimeoutError(), Reason.INTERNAL, 503),
+        (ValueError("bad"), Reason.INTERNAL, 503),
+    ],
+)
+async def test_without_a_verdict_nobody_passes_and_the_receipt_says_what_was_asked(
+    parts: FilterParts, error: Exception, reason: Reason, status: int
+) -> None:
+    parts.rules = replace(parts.rules, policy=BrokenPolicy(error))
+    answer = await ask(parts)
+    assert answer.reason is reason
+    assert check_response(answer).denied_response.status.code == status
+    policy = receipt_of(parts, answer).policy
+    assert policy is not None
+    assert (policy.digest, policy.input["route"], policy.input["stress"]) == ("0" * 64, "protected", None)
 
 
 @pytest.mark.parametrize("commit", ["5a" * 20, None])

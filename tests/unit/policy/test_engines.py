@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -281,6 +282,34 @@ async def test_a_server_that_is_not_there_denies(opa_port: int) -> None:
         await absent.evaluate(ASKED)
     assert (absent.bundle, absent.digest) == (b"", hashlib.sha256(b"").hexdigest())
     await absent.close()
+
+
+async def test_a_server_that_hangs_denies_every_question_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opa_server(ROOT / "policy/shield.rego") as (port, server):
+        async with opa_policy(port, timeout_s=0.5) as engine:
+            await engine.refresh()
+            server.send_signal(signal.SIGSTOP)
+            try:
+                for age_s in (opa.MAX_BUNDLE_AGE_S, -1.0):
+                    monkeypatch.setattr(opa, "MAX_BUNDLE_AGE_S", age_s)
+                    async with asyncio.timeout(10):
+                        answers = await asyncio.gather(
+                            *(engine.evaluate(ASKED) for _ in range(40)), return_exceptions=True
+                        )
+                    assert {type(answer) for answer in answers} == {PolicyError}
+            finally:
+                server.send_signal(signal.SIGCONT)
+
+
+async def test_more_questions_than_the_bound_are_denied_and_not_queued(
+    opa_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opa_policy(opa_port) as engine:
+        await engine.refresh()
+        monkeypatch.setattr(opa, "MAX_IN_FLIGHT", 2)
+        answers = await asyncio.gather(*(engine.evaluate(ASKED) for _ in range(3)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [PolicyVerdict, PolicyVerdict, PolicyError]
+        assert (await engine.evaluate(ASKED)).allow
 
 
 @pytest.mark.parametrize(
