@@ -11,7 +11,7 @@ from pch.client.async_pool import AsyncPool
 from pch.client.errors import ConnectionLost, TimedOut, TooManyRedirects
 from pch.client.exchange import Exchange
 from pch.client.limits import MAX_REDIRECTS
-from pch.client.request import make_request
+from pch.client.request import is_file, make_request
 from pch.client.response import Response
 from pch.client.signing_client import SigningClient
 from pch.client.wire_http import NotSent
@@ -44,7 +44,13 @@ class AsyncClient(SigningClient[Coroutine[Any, Any, Response]]):
         params: ParamTypes | None = None,
     ) -> Response:
         """Send one request and give its final answer; see `SigningClient.request`."""
-        request = make_request(method, url, headers=headers, content=content, params=params)
+        if is_file(content):
+            # All of it is read for its digest: other requests go on meanwhile.
+            request = await asyncio.to_thread(
+                make_request, method, url, headers=headers, content=content, params=params
+            )
+        else:
+            request = make_request(method, url, headers=headers, content=content, params=params)
         try:
             async with asyncio.timeout(self._settings.timeout_s):
                 return await self._follow(request)

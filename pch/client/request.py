@@ -111,6 +111,11 @@ def make_request(
     return Request(method.upper(), address, lines, _body(content))
 
 
+def is_file(content: ContentTypes | None) -> bool:
+    """Tell whether `make_request` reads `content` for its digest, which may take long."""
+    return content is not None and not isinstance(content, str | bytes | bytearray | memoryview | Upload)
+
+
 def _body(content: ContentTypes | None) -> bytes | Upload:
     if isinstance(content, Upload):
         return content
