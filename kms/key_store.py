@@ -2,7 +2,7 @@
 
 A change, the op_id's answer and the note that its audit event is still to be written go into one transaction. The event
 follows; then the note is dropped with the next transaction. So whatever the moment of a crash, at start each note
-that is left is audited (`kms.reconcile`), and nothing durable is ever without its event.
+that is left is audited (`Dispatcher.settle`), and nothing durable is ever without its event.
 
 Ownership: the commit thread alone uses the connection and writes the index, the answers, the digest and the epoch;
 other threads read them. `_audited` is the event loop's until the commit thread takes the set as a whole.
