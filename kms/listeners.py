@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from kms.config_values import ConfigError, SocketAddress
+from kms.private_file import PrivateFileError, check_private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 BACKLOG: Final = 1024
 SOCKET_MODE: Final = 0o600
+FOLDER_MODE: Final = 0o700
 _PROBE_TIMEOUT_S: Final = 0.5
 
 
@@ -119,12 +121,20 @@ def adopt(described: str) -> Listeners:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Listen on a path that only our own uid may open (0600). A leftover of a dead service is replaced."""
+    """Listen on a path that only our own uid may open (0600), in a folder that is ours alone (0700; SECURITY.md §4).
+
+    A folder that is missing is made; in one that others may write, they could put a socket of theirs in the place of
+    ours. A leftover of a dead service is replaced. Raises ConfigError.
+    """
+    try:
+        path.parent.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        check_private_folder(path.parent)
+    except (OSError, PrivateFileError) as error:
+        raise ConfigError(f"unix.path: {error}") from error
     _remove_leftover(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     previous = os.umask(0o777 & ~SOCKET_MODE)
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         listener.bind(os.fspath(path))
     except OSError as error:
         listener.close()

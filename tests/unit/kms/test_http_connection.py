@@ -550,6 +550,30 @@ def test_descriptors_that_are_not_ours_are_refused(described):
         adopt(described)
 
 
+def test_the_sockets_folder_is_made_for_us_alone(tmp_path):
+    path = tmp_path / "run" / "kms.sock"
+    bind_unix(path).close()
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o770, 0o1777])
+def test_a_socket_is_not_bound_in_a_folder_that_others_may_use(tmp_path, mode):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(ConfigError, match=r"unix\.path: .*its mode must be 0700"):
+        bind_unix(folder / "kms.sock")
+    assert list(folder.iterdir()) == []
+    folder.chmod(0o700)
+    bind_unix(folder / "kms.sock").close()
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ConfigError, match=r"unix\.path"):
+        bind_unix(tmp_path / "run" / "kms.sock")
+
+
 def test_a_leftover_socket_is_replaced_and_anything_else_is_not(tmp_path):
     path = tmp_path / "kms.sock"
     bind_unix(path).close()
