@@ -1,3 +1,10 @@
 from __future__ import annotations
 
-from tests.support.store_fixtures import _postgres_session, any_store, postgres, postgres_url, store_url  # noqa: F401
+from tests.support.store_fixtures import (  # noqa: F401
+    _postgres_session,
+    any_store,
+    own_postgres,
+    postgres,
+    postgres_url,
+    store_url,
+)

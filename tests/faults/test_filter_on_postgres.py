@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import pytest
 
 from receipts.open_store import open_store
 from tests.support.check_calls import FilterCalls, reason_of
 from tests.support.filter_process import filter_folder, until
 from tests.support.postgres_server import PostgresServer
 from tests.support.receipt_checks import receipts_of, verify
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    with tempfile.TemporaryDirectory(prefix="signet-") as folder:
-        server = PostgresServer(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop(signal.SIGQUIT)
 
 
 def test_without_the_server_nothing_passes_and_with_it_again_everything_does(own_postgres: PostgresServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import tempfile
 from pathlib import Path
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from receipts.store import PrunableStore
 
 
-@pytest.fixture(scope="session")
-def _postgres_session() -> Iterator[PostgresServer]:
+@contextlib.contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
     # Not tmp_path: a UNIX socket's path is limited to 107 bytes.
     with tempfile.TemporaryDirectory(prefix="signet-") as folder:
         server = PostgresServer(Path(folder))
@@ -28,6 +29,19 @@ def _postgres_session() -> Iterator[PostgresServer]:
             yield server
         finally:
             server.stop(signal.SIGQUIT)  # Nothing is kept, so nothing need be put in order.
+
+
+@pytest.fixture(scope="session")
+def _postgres_session() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server that the test may stop."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

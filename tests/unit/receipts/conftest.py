@@ -19,7 +19,14 @@ from receipts.facts import (
 from receipts.receipt import ReceiptDraft, idempotency_key
 from receipts.receipt_id import ReceiptId, WriterId, new_receipt_id
 from receipts.store_sqlite import SqliteReceiptStore
-from tests.support.store_fixtures import _postgres_session, any_store, postgres, postgres_url, store_url  # noqa: F401
+from tests.support.store_fixtures import (  # noqa: F401
+    _postgres_session,
+    any_store,
+    own_postgres,
+    postgres,
+    postgres_url,
+    store_url,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import tempfile
 import threading
 import time
 import traceback
@@ -40,18 +39,6 @@ def pg_store(postgres_url: str) -> Iterator[PostgresReceiptStore]:
     opened = PostgresReceiptStore(postgres_url, lock_timeout_ms=5000)
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[PostgresServer]:
-    """A server that the test may stop."""
-    with tempfile.TemporaryDirectory(prefix="signet-") as folder:
-        server = PostgresServer(Path(folder))
-        server.start()
-        try:
-            yield server
-        finally:
-            server.stop(signal.SIGQUIT)
 
 
 def one(url: str, statement: str) -> Any:
