@@ -99,12 +99,14 @@ class ApiCalls:
         self.clock_ok: Callable[[], bool] = lambda: True
         # Told of what was refused before it was an operation, by its name and reason: the audit log counts it.
         self.on_refused: Callable[[str, str], None] = lambda _op, _reason: None
+        self._spawned = telemetry.tasks_spawned.labels("request")
         self._counters: dict[tuple[str, str, str], Any] = {}
         self._routes: dict[tuple[str, str], tuple[Any, Any]] = {}
 
     def open(self, offered_corr_id: str | None, peer: str, transport: str, method: str) -> ApiCall:
         """Begin a call."""
         corr_id = self._ids.corr_id(offered_corr_id, self.config().observability.correlation_id_mode)
+        self._spawned.inc()
         known = method if method in METHODS else OTHER_ROUTE
         return ApiCall(corr_id, self._ids.request_id(), peer, transport, known, self.clock.monotonic_s())
 

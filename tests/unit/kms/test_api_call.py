@@ -96,4 +96,5 @@ async def test_what_is_refused_before_it_is_an_operation_is_told_for_the_audit_l
         missing = signing | {"kid_or_set": {"kid": kid.replace("#v1", "#v9")}}
         assert (await parts.ask(body=missing)).status == 404
         assert len(told) == 4, "the dispatcher's own refusals have records of their own"
+        assert parts.counted("tasks_spawned_total", kind="request") == 6, "each request is a task, whatever comes of it"
         parts.log.close()
