@@ -64,6 +64,10 @@ class Authority:
         """List the ids of tokens and roots that are taken back; looks at their file when that is due."""
         return frozenset() if self._revocations is None else self._revocations.in_force
 
+    def rotation_due(self, now_s: int) -> bool:
+        """Say whether no root may mint any more. `now_s`: POSIX seconds."""
+        return self._roots.rotation_due(now_s)
+
     def reload(self) -> None:
         """Look at the files of roots and revocations now."""
         self._roots.reload()

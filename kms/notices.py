@@ -24,6 +24,7 @@ class Notices:
     def __init__(self, bus: EventBus, tracing: Tracing | None, clock: Clock, log: LogWriter) -> None:
         self._bus, self._tracing, self._clock, self._log = bus, tracing, clock, log
         self._version = 0
+        self._roots_due = False
 
     def health(self, *, ok: bool, reason: str | None = None) -> None:
         """Tell that the service lives, or ends and why."""
@@ -59,6 +60,14 @@ class Notices:
         """Tell that a backend began or ceased to answer."""
         level, event = ("info", "backend_session_up") if up else ("warn", "backend_session_down")
         self._log.event(level, event, backend=backend)
+
+    def roots(self, *, due: bool) -> None:
+        """Tell, once, that the root of capabilities is to be rotated (CONFIG.md §8: within 30 days)."""
+        if due and not self._roots_due:
+            self._log.event(
+                "warn", "root_rotation_due", message="no root may mint any more: python -m kms root-key rotate"
+            )
+        self._roots_due = due
 
     def config(self, config: KmsConfig) -> None:
         """Tell that a configuration is in force, and the phase that it sets."""

@@ -150,7 +150,7 @@ class KmsServer:
         reloads = Reloads(partial(self._reload, parts))
         self._take_signals(reloads, lifeline_fd)
         bus.start()
-        watch = asyncio.create_task(self._watch(rules), name="kms-watch")
+        watch = asyncio.create_task(self._watch(parts, rules), name="kms-watch")
         try:
             await self._stop.wait()
         finally:
@@ -257,11 +257,12 @@ class KmsServer:
             prove_openable(fresh)
         return fresh, open_policy(fresh)
 
-    async def _watch(self, rules: RulesInForce) -> None:
+    async def _watch(self, parts: ServiceParts, rules: RulesInForce) -> None:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             self._readiness.look()
             await rules.look()
+            self._notices.roots(due=parts.authority.rotation_due(self._clock.wall_ms() // 1000))
             if self._tls is None:
                 continue
             try:

@@ -77,6 +77,15 @@ def test_evidence_that_was_had_is_no_news_at_the_default_level() -> None:
     assert told(lambda notices: notices.attestation("tpm", "tpm-2.0", True), "info") == []
 
 
+def test_a_root_that_is_to_be_rotated_is_told_of_once_and_again_after_a_rotation() -> None:
+    def tell(notices: Notices) -> None:
+        for due in (False, True, True, False, True):
+            notices.roots(due=due)
+
+    lines = told(tell)
+    assert [(line["event"], line["level"]) for line in lines] == [("root_rotation_due", "WARN")] * 2
+
+
 async def test_a_backend_is_told_of_when_it_first_answers_and_when_that_changes() -> None:
     provider = StagedProvider()
     seen: list[tuple[str, bool]] = []

@@ -21,7 +21,7 @@ from kms.errors import Timeout
 from kms.policy import PolicyClient, StaticPolicy
 from kms.policy_file import EVERY_TENANT, read_policy
 from kms.revocation import MAX_REVOCATIONS, Revocations, revoke
-from kms.root_key import RootKeys, create_root_file, rotate_root
+from kms.root_key import MAX_MINTING_AGE_S, RootKeys, create_root_file, rotate_root
 from kms.rules_in_force import DROPPED_OP, REVOKED_OP, RULES_OP, RulesInForce
 from tests.support.kms_core import HandClock, ListedAudit
 
@@ -176,3 +176,10 @@ async def test_a_file_that_broke_changes_nothing_that_was_told(stage: Stage) -> 
     await stage.look()
     stage.revocations.write_text("{")
     assert await stage.look() == []
+
+
+def test_a_root_that_mints_no_more_is_due_for_rotation(stage: Stage) -> None:
+    authority = Authority(RootKeys(stage.roots, stage.hand.clock.monotonic_s), None)
+    assert not authority.rotation_due(NOW_S + MAX_MINTING_AGE_S - 1)
+    assert authority.rotation_due(NOW_S + MAX_MINTING_AGE_S)
+    assert authority.revoked == frozenset()
