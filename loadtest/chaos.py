@@ -192,6 +192,16 @@ def inject(experiment: Experiment, stack: Stack, toxiproxy: Toxiproxy, folder: P
         os.kill(int(status["pid"]), signal.SIGKILL)
 
 
+def unnoticed(experiment: Experiment, stack: Stack) -> list[str]:
+    """Say so where the fault is one that no request feels, and the filter did not tell of it: was it there at all?"""
+    if experiment.inject.at != "kms_path":
+        return []
+    status = json.loads((stack.files.run / "signet-0.status.json").read_text())
+    return (
+        [] if "sealing" in status.get("degraded", {}) else ["the filter did not notice that its key service was away"]
+    )
+
+
 def heal(experiment: Experiment, toxiproxy: Toxiproxy, folder: Path) -> None:
     """Take back what `inject` did; a killed worker comes back by itself."""
     toxiproxy.heal()
@@ -234,10 +244,11 @@ def _observe(experiment: Experiment, stack: Stack, toxiproxy: Toxiproxy, folder:
         injected_s = time.time() - start_s
         inject(experiment, stack, toxiproxy, folder)
         watch(injected_s + experiment.during_s)
+        problems = unnoticed(experiment, stack)
         healed_s = time.time() - start_s
         heal(experiment, toxiproxy, folder)
         watch(healed_s + experiment.after_s)
-    measured = Measured(read_sent(events, start_s), samples, injected_s, healed_s)
+    measured = Measured(read_sent(events, start_s), samples, injected_s, healed_s, problems)
     return Result(experiment, measured, measured.judge(experiment.expect), aborted=False)
 
 

@@ -48,6 +48,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     opens_min: int | None = None
     flaps_max: int | None = 1
     recovery_s_max: float | None = 30.0
+    added_p90_ms_min: float | None = None
     added_p90_ms_max: float | None = None
     honest_p95_factor_max: float | None = None
     attack_factor_min: float | None = None
@@ -73,7 +74,7 @@ class Experiment(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     expect: Expectation = Expectation()
 
 
-WELL_APP: Final = {"slots": 8.0, "service_ms": 20.0, "fail_share": 0.0}
+WELL_APP: Final = {"slots": 8.0, "service_ms": 20.0, "fail_share": 0.0, "answer_bytes": 2.0}
 """The app of an experiment that says nothing else: 400 requests per second."""
 
 

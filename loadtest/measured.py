@@ -134,6 +134,7 @@ class Measured:
             ("openings", self.opened, expect.opens_min, True),
             ("flaps", self.opened, expect.flaps_max, False),
             ("recovery in s", float("inf") if recovery_s is None else recovery_s, expect.recovery_s_max, False),
+            ("added p90 in ms", self.added_p90_ms(), expect.added_p90_ms_min, True),
             ("added p90 in ms", self.added_p90_ms(), expect.added_p90_ms_max, False),
             ("honest p95 ratio", self.honest_p95_factor(), expect.honest_p95_factor_max, False),
             ("attacks that passed", self.breaches, 0, False),

@@ -56,6 +56,8 @@ ATTACKS_SENT: Final = 100
 HYBRID: Final = "ed25519+ml-dsa-65"
 OPENS: Final = frozenset({"latency", "down"})
 """The faults of day 3 that open the breaker for certain; a slow line may also be endured."""
+FELT_MS: Final = 500
+"""How much later the 90th percentile comes at least where a line is slow."""
 
 
 @dataclass
@@ -109,6 +111,7 @@ class Pilot:
     def observe(self, experiment: Experiment) -> Result:
         """Run load against the stack while something is broken, and keep the record."""
         (self.folder / "events.jsonl").unlink(missing_ok=True)
+        (self.folder / "app.json").write_text(json.dumps(WELL_APP | experiment.app))
         try:
             result = _observe(experiment, self.stack, self.toxiproxy, self.folder, self.out)
         finally:
@@ -160,11 +163,16 @@ class Pilot:
         }
         for name, injection in faults.items():
             experiment = Experiment(
-                name=f"day_3_{name}", hypothesis=f"A fault of {name} opens the breaker at most once.", inject=injection
+                name=f"day_3_{name}",
+                hypothesis=f"A fault of {name} opens the breaker at most once.",
+                inject=injection,
+                app={"answer_bytes": 3_000} if name == "bandwidth" else {},
             )
             result = self.observe(experiment)
-            shown, met = flaps_of(None if result.aborted else result.measured, must_open=name in OPENS)
-            self.score(f"flaps under {name}", shown, "0", met=met)
+            measured = None if result.aborted else result.measured
+            shown, met = flaps_of(measured, must_open=name in OPENS)
+            felt = name in OPENS or (measured is not None and (measured.added_p90_ms() or 0) >= FELT_MS)
+            self.score(f"flaps under {name}", shown if felt else f"{shown}, not felt", "0", met=met and felt)
             recovery_s = None if result.measured is None else result.measured.recovery_s()
             shown = "never" if recovery_s is None else f"{recovery_s:.1f} s"
             self.score(f"recovery after {name}", shown, "30 s", met=recovery_s is not None and recovery_s <= 30)

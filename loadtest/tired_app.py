@@ -2,8 +2,9 @@
 
     python loadtest/tired_app.py --port 8088 --control /path/app.json
 
-The control file, read twenty times a second, sets `slots`, `service_ms` and `fail_share` while it runs. A request that
-waits is served even when nobody waits for it any more, as in most apps: so overload wastes work, and goodput falls.
+The control file, read twenty times a second, sets `slots`, `service_ms`, `fail_share` and `answer_bytes` while it
+runs. A request that waits is served even when nobody waits for it any more, as in most apps: so overload wastes work,
+and goodput falls.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import uvloop
 
 MAX_WAITING: Final = 5_000
 MAX_HEAD_BYTES: Final = 65_536
+MAX_ANSWER_BYTES: Final = 1_048_576
 CONTROL_PERIOD_S: Final = 0.05
 
 
@@ -30,6 +32,7 @@ class TiredApp:
         self._control = control
         self._seen = ""
         self.slots, self.service_ms, self.fail_share = 4, 20.0, 0.0
+        self.answer_bytes = 2
         self._busy, self._count = 0, 0
         self._waiting: asyncio.Queue[asyncio.Future[None]] = asyncio.Queue(MAX_WAITING)
 
@@ -43,6 +46,7 @@ class TiredApp:
                     self.slots = int(said.get("slots", self.slots))
                     self.service_ms = float(said.get("service_ms", self.service_ms))
                     self.fail_share = float(said.get("fail_share", self.fail_share))
+                    self.answer_bytes = min(MAX_ANSWER_BYTES, int(said.get("answer_bytes", self.answer_bytes)))
                     self._seen = text
                     self._wake()
             await asyncio.sleep(CONTROL_PERIOD_S)
@@ -56,7 +60,8 @@ class TiredApp:
                     if line.lower().startswith(b"content-length:"):
                         await reader.readexactly(int(line.split(b":")[1]))
                 status = await self._serve()
-                writer.write(b"HTTP/1.1 %d x\r\ncontent-length: 2\r\n\r\nok" % status)
+                length = self.answer_bytes
+                writer.write(b"HTTP/1.1 %d x\r\ncontent-length: %d\r\n\r\n" % (status, length) + b"o" * length)
                 await writer.drain()
         writer.close()
 

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from loadtest import chaos
-from loadtest.chaos import EXPERIMENTS, Result, main, run, stack_settings
+from loadtest.chaos import EXPERIMENTS, Result, main, run, stack_settings, unnoticed
 from loadtest.experiment import Experiment, read_experiment
 from loadtest.measured import Measured, Sample, Sent
-from tools.stack_config import Ports, StackError
+from tools.stack import Stack
+from tools.stack_config import Ports, StackError, StackSettings
 
 SEEN = Measured(
     [Sent(0.1 * n, "classical", 5.0, 200, "") for n in range(300)], [Sample(1.0, 0.0, 0.0, 0.0)], 10.0, 20.0
@@ -104,6 +105,24 @@ def test_what_an_experiment_breaks_is_in_the_requests_way(name: str, tmp_path: P
     if chosen.inject.at == "kms_path":
         assert settings.kms
         assert settings.toml["kms"]["url"] == f"http://127.0.0.1:{extra.kms}"
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "told"),
+    [
+        ("kms_down", {"degraded": {"sealing": "away"}}, 0),
+        ("kms_down", {"problems": {}}, 1),
+        ("kms_latency", {"degraded": {}}, 1),
+        ("app_down", {}, 0),
+    ],
+)
+def test_a_fault_that_no_request_feels_must_be_noticed_by_the_filter(
+    name: str, status: dict[str, Any], told: int, tmp_path: Path
+) -> None:
+    stack = Stack(StackSettings(tmp_path, Ports()))
+    stack.files.run.mkdir()
+    (stack.files.run / "signet-0.status.json").write_text(json.dumps(status))
+    assert len(unnoticed(experiment(name), stack)) == told
 
 
 def test_experiments_whose_load_is_the_fault_expect_that_load() -> None:

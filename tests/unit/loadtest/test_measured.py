@@ -52,6 +52,8 @@ def test_a_run_in_which_nothing_happened_keeps_what_is_expected_of_it() -> None:
         (measured(sent(10.1, 20, ms=90), sent(20.1, 40)), Expectation(added_p90_ms_max=30), "added p90 in ms: 40.000"),
         (measured(sent(10.1, 20, ms=150), sent(20.1, 40)), Expectation(honest_p95_factor_max=2), "honest p95 ratio: 3"),
         (measured(SHED, sent(20.1, 40)), Expectation(added_p90_ms_max=30), "added p90 in ms: nothing to measure it by"),
+        (measured(SHED, sent(20.1, 40)), Expectation(added_p90_ms_min=30), "added p90 in ms: nothing to measure it by"),
+        (GOOD, Expectation(added_p90_ms_min=30), "added p90 in ms: 0.000, expected at least 30"),
         (measured(sent(10.1, 20), sent(20.1, 40), "cohoc" * 2), Expectation(flaps_max=1), "flaps: 2"),
         (
             measured(sent(10.1, 20), sent(20.1, 40), extra=(Sent(15.0, "attack_replay", 5.0, 200, ""),)),
