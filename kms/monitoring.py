@@ -6,8 +6,9 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
+from kms.metrics_text import MetricsText
 from kms.openapi import API_VERSION
 
 if TYPE_CHECKING:
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 JSON: Final = b"application/json"
+METRICS_PATH: Final = "/metrics"
 
 
 class Monitoring:
     """The ASGI application of the metrics port."""
 
     def __init__(self, telemetry: Telemetry, readiness: Readiness) -> None:
-        self._telemetry, self._readiness = telemetry, readiness
+        self._metrics, self._readiness = MetricsText(telemetry.registry), readiness
         self._version = msgspec.json.encode(
             {"service": "ron-kms", "version": metadata.version("signet"), "api_version": API_VERSION}
         )
         self._paths: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
-            "/metrics": self._metrics,
             "/healthz": self._healthz,
             "/readyz": self._readyz,
             "/version": lambda: (200, JSON, self._version),
@@ -39,13 +40,16 @@ class Monitoring:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
-        handler = self._paths.get(scope["path"])
+        path = scope["path"]
+        handler = self._paths.get(path)
         headers: list[tuple[bytes, bytes]] = []
-        if handler is None:
+        if handler is None and path != METRICS_PATH:
             status, kind, body = 404, JSON, b'{"error":"there is nothing here"}'
         elif scope["method"] not in ("GET", "HEAD"):
             status, kind, body = 405, JSON, b'{"error":"only GET is answered"}'
             headers.append((b"allow", b"GET"))
+        elif handler is None:
+            status, kind, body = 200, CONTENT_TYPE_LATEST.encode(), await self._metrics.get()
         else:
             status, kind, body = handler()
             if status == 503:
@@ -53,9 +57,6 @@ class Monitoring:
         headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
-
-    def _metrics(self) -> tuple[int, bytes, bytes]:
-        return 200, CONTENT_TYPE_LATEST.encode(), generate_latest(self._telemetry.registry)
 
     def _healthz(self) -> tuple[int, bytes, bytes]:
         """Say that the process lives, and what is degraded in it as the last look found (SECURITY.md §5)."""
