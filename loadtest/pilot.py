@@ -167,6 +167,8 @@ class Pilot:
                 hypothesis=f"A fault of {name} opens the breaker at most once.",
                 inject=injection,
                 app={"answer_bytes": 3_000} if name == "bandwidth" else {},
+                # Where every answer takes 3 s, few users would give less evidence than the breaker judges by.
+                load=Load(users=60, rate=0.7) if name == "latency" else Load(),
             )
             result = self.observe(experiment)
             measured = None if result.aborted else result.measured
