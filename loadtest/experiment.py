@@ -38,7 +38,8 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Shares are of honest requests. `flaps`: times that the breaker went from closed to open. `added_p90_ms`: of requests
     that passed, against the time before. `honest_p95_factor`: the same as a ratio. `attack_factor`: attacks that were
-    answered for each honest request. `rotations`: of the sealing key, in the whole run.
+    answered for each honest request. `rotations`: of the sealing key, in the whole run. `load_factor`: honest requests
+    per second against the time before.
     """
 
     success_before_min: float = 0.99
@@ -51,6 +52,7 @@ class Expectation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     added_p90_ms_min: float | None = None
     added_p90_ms_max: float | None = None
     honest_p95_factor_max: float | None = None
+    load_factor_min: float | None = None
     attack_factor_min: float | None = None
     rotations_min: int | None = None
     reasons_during: list[str] = []

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from loadtest.experiment import Expectation
 
 HONEST: Final = frozenset({"classical", "pq", "hybrid", "relaxed"})
+SETTLING_S: Final = 2.0
+"""In which users come; nothing of it is judged."""
 RECOVERED_SHARE: Final = 0.9
 RECOVERY_WINDOW_S: Final = 2.0
 MAX_UNWATCHED_S: Final = 1.0
@@ -63,7 +65,7 @@ class Measured:
     @property
     def before(self) -> list[Sent]:
         """Honest requests before the injection, without the first two seconds, in which users come."""
-        return self.window(2.0, self.injected_s)
+        return self.window(SETTLING_S, self.injected_s)
 
     @property
     def during(self) -> list[Sent]:
@@ -95,6 +97,14 @@ class Measured:
         answered = [each for each in self.sent if each.name.startswith("attack_") and each.status]
         during = [each for each in answered if self.injected_s <= each.at_s < self.healed_s]
         return len(during) / len(self.during) if self.during else None
+
+    @property
+    def load_factor(self) -> float | None:
+        """How many times as many honest requests came per second while it was broken; None without any before."""
+        before_s, during_s = self.injected_s - SETTLING_S, self.healed_s - self.injected_s
+        if not self.before or during_s <= 0:
+            return None
+        return len(self.during) / during_s / (len(self.before) / before_s)
 
     @property
     def rotations(self) -> int:
@@ -138,6 +148,7 @@ class Measured:
             ("added p90 in ms", self.added_p90_ms(), expect.added_p90_ms_max, False),
             ("honest p95 ratio", self.honest_p95_factor(), expect.honest_p95_factor_max, False),
             ("attacks that passed", self.breaches, 0, False),
+            ("load against before", self.load_factor, expect.load_factor_min, True),
             ("attacks for each honest request", self.attack_factor, expect.attack_factor_min, True),
             ("rotations", self.rotations, expect.rotations_min, True),
         ]
@@ -176,6 +187,7 @@ class Measured:
             "p90 during ms": percentile_ms(self.during, 0.9),
             "closed to open": self.opened,
             "MTTR s": None if recovery_s is None else round(recovery_s, 2),
+            "load against before": None if self.load_factor is None else round(self.load_factor, 1),
             "attacks": sum(each.name.startswith("attack_") for each in self.sent),
             "attacks that passed": self.breaches,
             "attacks for each honest request": None if self.attack_factor is None else round(self.attack_factor, 1),

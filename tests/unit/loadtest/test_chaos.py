@@ -131,5 +131,7 @@ def test_experiments_whose_load_is_the_fault_expect_that_load() -> None:
         chosen = read_experiment(path)
         if "attacker" in chosen.load.mix:
             assert (chosen.expect.attack_factor_min or 0) >= 8
+        if chosen.load.shape == "burst":
+            assert (chosen.expect.load_factor_min or 0) > 1
         if "rotate" in chosen.load.mix:
             assert (chosen.expect.rotations_min or 0) >= 5

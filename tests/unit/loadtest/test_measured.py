@@ -95,6 +95,8 @@ NO_ONE = measured([], sent(20.1, 40))
         (measured([], []), Expectation(recovery_s_max=None), "success after recovery: nothing to measure it by"),
         (NO_ONE, Expectation(attack_factor_min=8), "attacks for each honest request: nothing to measure it by"),
         (GOOD, Expectation(attack_factor_min=8), "attacks for each honest request: 0.000, expected at least 8"),
+        (GOOD, Expectation(load_factor_min=3), "load against before: "),
+        (replace(GOOD, sent=sent(20.1, 40)), Expectation(load_factor_min=3), "load against before: nothing to"),
         (GOOD, Expectation(rotations_min=1), "rotations: 0.000, expected at least 1"),
         (replace(GOOD, samples=[]), Expectation(flaps_max=0), "the breaker was not watched for 39.9 s"),
         (replace(GOOD, samples=[]), Expectation(flaps_max=None, opens_min=1), "the breaker was not watched"),
@@ -119,6 +121,10 @@ def test_only_answered_attacks_of_the_time_of_the_fault_count() -> None:
     attacks = [*sent(10, 20, status=401, name="attack_forged"), *sent(10, 20, status=0, name="attack_stale")]
     run = measured(sent(10.1, 20), sent(20.1, 40), extra=(*attacks, *sent(25, 35, status=401, name="attack_forged")))
     assert run.attack_factor == pytest.approx(1.0, abs=0.05)
+
+
+def test_load_is_compared_by_its_rate() -> None:
+    assert measured(sent(10.1, 20) * 4, sent(20.1, 40)).load_factor == pytest.approx(4.0, rel=0.05)
 
 
 def test_rotations_that_failed_are_none() -> None:
