@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +11,11 @@ from prometheus_client import CollectorRegistry
 from extproc.breaker import Phase
 from extproc.config import load_config
 from extproc.decision import Answer
+from extproc.errors import BreakerOpen
 from extproc.probe_budget import lane_of
 from extproc.stress_desk import StressDesk, StressTelemetry
 from pch.reasons import Reason
+from policy.evaluator import PolicyVerdict
 from receipts.receipt import DecisionReceipt, parse_receipt
 from tests.support.filter_parts import FilterParts, KeyPair, SetClock, edge_request, signed_message
 
@@ -179,3 +181,21 @@ def test_a_configuration_that_no_desk_can_be_made_of_changes_nothing(
         desk.load(load_config(path, {}))
     after = (desk._plan, desk._quotas, desk._names, desk._board, desk.peers, desk._bank)
     assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize(("chance", "expected_s"), [(lambda _: 0, 4), (lambda below: below - 1, 6)])
+def test_who_is_refused_is_told_to_come_again_at_different_times(
+    tmp_path: Path, chance: Callable[[int], int], expected_s: int
+) -> None:
+    path, clock = tmp_path / "filter.toml", SetClock()
+    path.write_text(CONFIG.replace("floor_share = 0.01", "floor_share = 0.0\nretry_after_s = 4\nretry_jitter_s = 2"))
+    config = load_config(path, {})
+    desk = StressDesk(config, StressTelemetry(CollectorRegistry()), index=0, now_ms=clock, random_below=chance)
+    for _ in range(4):
+        for _ in range(10):
+            desk.ended("protected", 503, 10, (), probe_epoch=None)
+        clock.now_ms += 100
+        desk.tick()
+    with pytest.raises(BreakerOpen) as refused:
+        desk.admit(config.routes[0], "alice", PolicyVerdict(allow=True, rule="shield.allow"), fell_back=False)
+    assert refused.value.retry_after_s == expected_s
