@@ -21,9 +21,15 @@ MAX_VERSIONS_IN_ALL: Final = 32_768
 # No tenant takes the room of all others (I-17).
 MAX_TENANT_VERSIONS: Final = MAX_VERSIONS_IN_ALL // 2
 MAX_CANDIDATES: Final = 64
+MAX_KEPT: Final = 4 * MAX_CANDIDATES
+"""So many are kept, that no fence makes a search of all of a tenant's keys: they last for the next ones too."""
 KEY_LIMIT: Final = "key_limit"
 
 Candidate = tuple["KeyRecord", "KeyVersion"]
+_Age = tuple[int, "KeyName", int]
+# Candidates, newest first, and the age of the oldest that was gathered: what is not among them is older. None: they
+# are all that there are.
+_Kept = tuple[tuple[Candidate, ...], "_Age | None"]
 
 
 class KeyIndex:
@@ -37,7 +43,7 @@ class KeyIndex:
         self._versions = 0
         self._changes = 0
         # Kept up to date by `put`, or dropped by it and gathered anew by the reader that needs it next.
-        self._newest: dict[tuple[str, Primitive], tuple[Candidate, ...]] = {}
+        self._newest: dict[tuple[str, Primitive], _Kept] = {}
 
     def __iter__(self) -> Iterator[KeyRecord]:
         for records in list(self._tenants.values()):
@@ -85,29 +91,31 @@ class KeyIndex:
         """Give the tenant's versions above their fences with a part of `primitive`, newest first, at most 64."""
         known = self._newest.get((tenant, primitive))
         if known is not None:
-            return known
+            return known[0][:MAX_CANDIDATES]
         changes = self._changes
         records = list(self._tenants.get(tenant, {}).values())
         above = (candidate for record in records for candidate in _candidates(record, primitive))
-        newest = tuple(heapq.nlargest(MAX_CANDIDATES, above, key=_age))
-        self._newest[tenant, primitive] = newest
+        newest = heapq.nlargest(MAX_KEPT + 1, above, key=_age)
+        self._newest[tenant, primitive] = _cut(newest, None)
         if changes != self._changes:
             # A change that came meanwhile dropped the entry before we set it.
             self._newest.pop((tenant, primitive), None)
-        return newest
+        return tuple(newest[:MAX_CANDIDATES])
 
     def _update_newest(self, place: tuple[str, Primitive], record: KeyRecord) -> None:
         """Put a record's versions in the place of those that it had, so that no flood of changes is one of searches."""
         known = self._newest.get(place)
         if known is None:
             return
-        others = [candidate for candidate in known if candidate[0].name != record.name]
-        mine = _candidates(record, place[1])
-        if len(known) == MAX_CANDIDATES and len(mine) < len(known) - len(others):
-            # A fence took some of them away: others, that were too old, move up.
+        candidates, oldest = known
+        kept = [candidate for candidate in candidates if candidate[0].name != record.name]
+        # Of this key what is older than what was gathered stays among the others that are.
+        kept += (each for each in _candidates(record, place[1]) if oldest is None or _age(each) >= oldest)
+        if oldest is not None and len(kept) < MAX_CANDIDATES:
+            # Fences took so many away that older ones, which are not among these, move up.
             self._newest.pop(place, None)
         else:
-            self._newest[place] = tuple(heapq.nlargest(MAX_CANDIDATES, [*others, *mine], key=_age))
+            self._newest[place] = _cut(sorted(kept, key=_age, reverse=True), oldest)
 
 
 def held_parts(record: KeyRecord) -> int:
@@ -119,6 +127,12 @@ def _candidates(record: KeyRecord, primitive: Primitive) -> list[Candidate]:
     return [(record, version) for version in record.open_versions() if version.part(primitive) is not None]
 
 
-def _age(candidate: Candidate) -> tuple[int, KeyName, int]:
+def _cut(newest: list[Candidate], oldest: _Age | None) -> _Kept:
+    """Keep as many as are kept, and note the age of the oldest where there are more."""
+    kept = tuple(newest[:MAX_KEPT])
+    return kept, oldest if len(newest) <= MAX_KEPT else _age(kept[-1])
+
+
+def _age(candidate: Candidate) -> _Age:
     record, version = candidate
     return version.created_ms, record.name, version.number

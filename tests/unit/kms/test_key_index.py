@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kms import key_index
 from kms.errors import NotFound, StoreUnavailable
-from kms.key_index import MAX_CANDIDATES, KeyIndex
+from kms.key_index import MAX_CANDIDATES, MAX_KEPT, KeyIndex
 from kms.key_record import KeyState
 from kms.primitive import Primitive
 from tests.support.kms_records import name_of, record_of, version_of
@@ -66,7 +66,17 @@ def test_candidates_are_at_most_64() -> None:
     looks=st.sets(st.integers(0, 119)),
 )
 @settings(deadline=None)
-def test_candidates_kept_up_to_date_are_those_gathered_anew(changes: list[tuple[int, str]], looks: set[int]) -> None:
+@pytest.mark.parametrize(("most", "kept"), [(3, 8), (3, 3), (MAX_CANDIDATES, MAX_KEPT)])
+def test_candidates_kept_up_to_date_are_those_gathered_anew(
+    most: int, kept: int, changes: list[tuple[int, str]], looks: set[int]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(key_index, "MAX_CANDIDATES", most)
+        patch.setattr(key_index, "MAX_KEPT", kept)
+        _compare_candidates(changes, looks)
+
+
+def _compare_candidates(changes: list[tuple[int, str]], looks: set[int]) -> None:
     index = KeyIndex()
     for step, (number, verb) in enumerate(changes):
         record = index.get(name_of(number))
@@ -84,6 +94,28 @@ def test_candidates_kept_up_to_date_are_those_gathered_anew(changes: list[tuple[
             for each in index:
                 fresh.put(each)
             assert index.newest("core", Primitive.ED25519) == fresh.newest("core", Primitive.ED25519)
+
+
+def test_fences_make_few_searches_of_all_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a tenant with many keys could hold the event loop up with each fence (I-17)."""
+    index, searches = KeyIndex(), 0
+    gather = key_index.heapq.nlargest
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal searches
+        searches += 1
+        return gather(*args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(key_index.heapq, "nlargest", counted)
+    for number in range(MAX_KEPT):
+        index.put(record_of(name_of(number), created_ms=number))
+    large = record_of(name_of(0xFFFF), versions=MAX_KEPT, created_ms=10_000)
+    index.put(large)
+    for fence in range(2, MAX_KEPT + 1):
+        index.newest("core", Primitive.ED25519)
+        large = large.changed(large.state, fence)
+        index.put(large)
+    assert searches <= 1 + MAX_KEPT // (MAX_KEPT - MAX_CANDIDATES)
 
 
 def test_a_change_while_candidates_are_gathered_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
