@@ -123,6 +123,7 @@ def load(
         "SIGNET_LOAD_CONFIG": str(stack.files.toml),
         "SIGNET_LOAD_EVENTS": str(folder / "events.jsonl"),
         "SIGNET_LOAD_MIX": experiment.load.mix.format(users=users),
+        "SIGNET_LOAD_ATTACKS": ",".join(experiment.load.attacks),
         "SIGNET_LOAD_RATE": str(experiment.load.rate),
         "SIGNET_LOAD_USERS": str(users),
         "SIGNET_LOAD_SECONDS": str(total_s),

@@ -14,7 +14,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Who sends how much. `rate`: requests per second of one user. `shape`: of loadtest/locustfile.py.
 
     `capacity_share`: instead of `users`, as many as make this share of what the stack can do, measured in the same run;
-    `{users}` in `mix` stands for that number.
+    `{users}` in `mix` stands for that number. `attacks`: what attackers send, kinds of loadtest/attack_client.py.
     """
 
     capacity_share: Annotated[float, msgspec.Meta(gt=0, le=1)] | None = None
@@ -22,6 +22,7 @@ class Load(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: Annotated[float, msgspec.Meta(gt=0, le=100)] = 2.0
     mix: str = "classical=8,pq=1,hybrid=1"
     shape: str = "steady"
+    attacks: tuple[Literal["mismatch", "replay", "forged", "stale"], ...] = ("mismatch", "replay", "forged", "stale")
 
 
 class Injection(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

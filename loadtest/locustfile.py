@@ -5,8 +5,8 @@
 
 Environment: SIGNET_LOAD_MIX (`classical=8,pq=1,rotate:1`; = weighs, : fixes the number), SIGNET_LOAD_RATE (requests
 per second of one user), SIGNET_LOAD_PATH, SIGNET_LOAD_SHAPE (steady, ramp, burst, replay_flood, rotate_flood,
-attackers; none: Locust's own options), SIGNET_LOAD_USERS, SIGNET_LOAD_SECONDS, SIGNET_LOAD_EVENTS (one JSON line per
-request).
+attackers; none: Locust's own options), SIGNET_LOAD_ATTACKS (kinds of loadtest/attack_client.py; all),
+SIGNET_LOAD_USERS, SIGNET_LOAD_SECONDS, SIGNET_LOAD_EVENTS (one JSON line per request).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ GOLDEN_RATIO: Final = (5**0.5 - 1) / 2
 EXPECTED: Final = frozenset({200})
 EVIDENCE: Final = {"type": "pch.evidence.v1", "claims": {"padding": "x" * 2_000}}
 
+KINDS: Final = tuple(os.environ.get("SIGNET_LOAD_ATTACKS", ",".join(ATTACKS)).split(","))
 _MIX: Final = os.environ.get("SIGNET_LOAD_MIX", "classical=8,pq=1,hybrid=1").split(",")
 _keys: Final[dict[str, Any]] = json.loads(Path(os.environ["SIGNET_LOAD_KEYS"]).read_text())
 _begun: Final = itertools.count()
@@ -155,7 +156,7 @@ class AttackerUser(User):
     def on_start(self) -> None:
         """Connect."""
         self._connect()
-        self.kinds = itertools.cycle(ATTACKS)
+        self.kinds = itertools.cycle(KINDS)
         fall_out_of_step()
 
     def _connect(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,13 +126,23 @@ def test_a_fault_that_no_request_feels_must_be_noticed_by_the_filter(
     assert len(unnoticed(experiment(name), stack)) == told
 
 
+def test_every_shape_and_every_kind_of_fault_is_in_the_catalogue() -> None:
+    experiments = [read_experiment(path) for path in EXPERIMENTS.glob("*.yaml")]
+    text = (EXPERIMENTS.parent / "locustfile.py").read_text()
+    shapes = set(re.findall(r'^    "([a-z_]+)": \(\(|^    "([a-z_]+)": tuple', text, re.MULTILINE))
+    assert {one or other for one, other in shapes} == {each.load.shape for each in experiments}
+    toxics = {"latency", "bandwidth", "slicer", "timeout", "reset_peer", "down"}
+    assert toxics == {each.inject.kind for each in experiments} - {""}
+    assert {each.inject.at for each in experiments} >= {"app_path", "redis_path", "kms_path", "worker", "app"}
+
+
 def test_experiments_whose_load_is_the_fault_expect_that_load() -> None:
     """They inject nothing: without attackers, or rotations, honest requests pass as ever."""
     for path in EXPERIMENTS.glob("*.yaml"):
         chosen = read_experiment(path)
         if "attacker" in chosen.load.mix:
-            assert (chosen.expect.attack_factor_min or 0) >= 8
-        if chosen.load.shape == "burst":
+            assert (chosen.expect.attack_factor_min or 0) >= (8 if chosen.load.shape == "attackers" else 3)
+        if chosen.load.shape in {"burst", "ramp"}:
             assert (chosen.expect.load_factor_min or 0) > 1
         if "rotate" in chosen.load.mix:
             assert (chosen.expect.rotations_min or 0) >= 5
