@@ -5,17 +5,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
 from policy.evaluator import PolicyError, PolicyInput, PolicyVerdict
-from policy.verdict import verdict_from
+from policy.verdict import ENTRYPOINT, verdict_from
 from policy.wasm import WasmPolicy
 
 MAX_FILE_BYTES: Final = 16 * 1024 * 1024
+OPA_TIMEOUT_S: Final = 30.0
+OUTWARD: Final = frozenset({"http.send", "net.lookup_ip_addr", "opa.runtime"})
+"""Built-ins by which Rego gets at more than its data and its input."""
 EXIT_SAME: Final = 0
 EXIT_DIFFERENT: Final = 1
 EXIT_UNUSABLE: Final = 2
@@ -38,8 +44,10 @@ class _Bundle(msgspec.Struct, frozen=True):
     wasm: bytes
 
 
-def explain(receipt: dict[str, Any], bundle_bytes: bytes) -> dict[str, Any]:
+def explain(receipt: dict[str, Any], bundle_bytes: bytes, opa: Path | None = None) -> dict[str, Any]:
     """Ask the bundle's policy the receipt's question again and compare. Raises UnusableInput.
+
+    `opa`: the OPA program, which an OPA server's policy is asked with.
 
     The stored input holds, beside the question, what the plan did afterwards (`stress`); policy sees null there.
     `agrees` is None when there was no verdict then. `decided_by`: `policy`, `fallback` when policy allowed the request
@@ -52,7 +60,7 @@ def explain(receipt: dict[str, Any], bundle_bytes: bytes) -> dict[str, Any]:
     if policy.get("digest") != digest:
         raise UnusableInput(f"the receipt was decided under another policy: {policy.get('digest')}, not {digest}")
     question = _question(policy)
-    verdict = _replay(bundle_bytes, {**question, "stress": None})
+    verdict = _replay(bundle_bytes, {**question, "stress": None}, opa)
     reason = receipt.get("reason")
     # Allowed by its rules, and yet refused: the request was half a hybrid, for which policy has a word of its own.
     half_refused = verdict.allow and question.get("fallback") is True and not verdict.fallback_classic
@@ -87,15 +95,42 @@ def _question(policy: dict[str, Any]) -> dict[str, Any]:
     return question
 
 
-def _replay(bundle_bytes: bytes, question: dict[str, Any]) -> PolicyVerdict:
+def _replay(bundle_bytes: bytes, question: dict[str, Any], opa: Path | None) -> PolicyVerdict:
     try:
-        bundle = msgspec.json.decode(bundle_bytes, type=_Bundle)
-        if bundle.engine != "wasm":
-            raise UnusableInput("the policy was an OPA server's: ask `opa eval` with the modules of the bundle")
-        engine = WasmPolicy(bundle.wasm, bytes(bundle.data), bundle.modules)
-        return verdict_from(engine.query(json.dumps(question).encode()))
+        bundle, asked = msgspec.json.decode(bundle_bytes, type=_Bundle), json.dumps(question).encode()
+        if bundle.engine == "wasm":
+            return verdict_from(WasmPolicy(bundle.wasm, bytes(bundle.data), bundle.modules).query(asked))
+        if opa is None:
+            raise UnusableInput("the policy was an OPA server's, and there is no OPA program to ask it with: say --opa")
+        return verdict_from(_by_opa(opa, bundle, asked))
     except (msgspec.DecodeError, PolicyError) as error:
         raise UnusableInput(f"the bundle cannot be used: {error}") from error
+
+
+def _by_opa(program: Path, bundle: _Bundle, asked: bytes) -> object:
+    """Give the value of the entry point by `opa eval`, which is let near no network. Raises PolicyError."""
+    with tempfile.TemporaryDirectory(prefix="signet-explain-") as name:
+        policy, able = Path(name) / "policy", Path(name) / "able.json"
+        policy.mkdir()
+        (policy / "data.json").write_bytes(bundle.data)
+        for number, source in enumerate(bundle.modules.values()):
+            (policy / f"{number}.rego").write_text(source, "utf-8")
+        rule = f"data.{ENTRYPOINT.replace('/', '.')}"
+        try:
+            known = json.loads(_run([program, "capabilities", "--current"], b""))
+            # Whoever made the bundle must reach nothing from the machine that replays it.
+            known["builtins"] = [each for each in known["builtins"] if each["name"] not in OUTWARD]
+            able.write_text(json.dumps(known | {"allow_net": []}))
+            options = [f"--data={policy}", f"--capabilities={able}", "--format=json", "--stdin-input"]
+            (answer,) = json.loads(_run([program, "eval", *options, rule], asked))["result"]
+            return answer["expressions"][0]["value"]
+        except (OSError, subprocess.SubprocessError, ValueError, KeyError, IndexError, TypeError) as error:
+            raise PolicyError("OPA gave no answer") from error
+
+
+def _run(command: list[str | Path], given: bytes) -> bytes:
+    done = subprocess.run(command, input=given, capture_output=True, timeout=OPA_TIMEOUT_S, check=True)  # noqa: S603  the operator's own program
+    return done.stdout
 
 
 def _read(path: Path) -> bytes:
@@ -161,9 +196,13 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("receipt", type=Path, help="the receipt's JSON, as /v1/receipts/ID gives it")
     command.add_argument("--bundle", type=Path, required=True, help="policy/bundle of a pack, or log/policy-bundle")
     command.add_argument("--json", action="store_true", help="the answer as JSON")
+    found_opa = shutil.which("opa")
+    command.add_argument(
+        "--opa", type=Path, default=found_opa and Path(found_opa), help="the OPA program, for its server"
+    )
     options = parser.parse_args(arguments)
     try:
-        found = explain(_receipt(options.receipt), _read(options.bundle))
+        found = explain(_receipt(options.receipt), _read(options.bundle), options.opa)
     except UnusableInput as error:
         print(f"policy: {error}", file=sys.stderr)
         return EXIT_UNUSABLE

@@ -12,6 +12,7 @@ from policy.__main__ import EXIT_NO_VERDICT, EXIT_UNUSABLE, MAX_FILE_BYTES, Unus
 from policy.bundle import PolicyBundle, bundle_bytes, bundle_digest
 from policy.evaluator import StressFacts
 from policy.wasm import WasmPolicy
+from tests.support.opa_parts import opa_program
 from tests.unit.policy.test_engines import ASKED, COMPILED, ROUTES, policy_data
 
 ENGINE = WasmPolicy(COMPILED.read_bytes(), policy_data(ROUTES), {"shield.rego": "package signet.shield\n"})
@@ -63,6 +64,74 @@ def test_a_bundle_that_cannot_be_used_is_an_error(bundle: bytes) -> None:
     stored["policy"]["digest"] = bundle_digest(bundle)
     with pytest.raises(UnusableInput):
         explain(stored, bundle)
+
+
+OUTWARD = """package signet.shield
+
+verdict := {{"allow": true, "rule": "x", "floor_share": 0, "fallback_classic": false}} if {{
+	{}
+}}
+"""
+
+
+def of_a_server(**changes: Any) -> bytes:
+    source = (COMPILED.parents[1] / "shield.rego").read_text()
+    values = {"engine": "opa", "modules": {"/policy/shield.rego": source}, "data": msgspec.Raw(policy_data(ROUTES))}
+    return bundle_bytes(PolicyBundle(**values | changes))  # type: ignore[arg-type]
+
+
+def decided_under(bundle: bytes, stored: dict[str, Any]) -> dict[str, Any]:
+    return stored | {"policy": stored["policy"] | {"digest": bundle_digest(bundle)}}
+
+
+@pytest.mark.parametrize(
+    ("stored", "allows", "agrees"),
+    [
+        (receipt(), True, True),
+        (receipt("policy_denied", "deny", binding="none"), False, True),
+        (receipt("policy_denied", "deny"), True, False),
+        (receipt(route="nowhere"), False, False),
+    ],
+)
+def test_a_question_to_a_server_is_replayed_with_its_program(
+    stored: dict[str, Any], allows: bool, agrees: bool
+) -> None:
+    bundle = of_a_server()
+    found = explain(decided_under(bundle, stored), bundle, opa_program())
+    assert (found["verdict"]["allow"], found["agrees"]) == (allows, agrees)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"modules": {}},
+        {"modules": {"a": "package signet.shield\n\nverdict := 1\n"}},
+        {"modules": {"a": "package"}},
+        {"modules": {"a": 'package signet.shield\n\nverdict := true if input.path == "/b"\n'}},
+        {
+            "modules": {
+                "a": OUTWARD.format('http.send({"method": "get", "url": "http://127.0.0.1:1/", "raise_error": false})')
+            }
+        },
+        {"modules": {"a": OUTWARD.format("opa.runtime()")}},
+    ],
+    ids=["none", "no verdict", "no Rego", "undefined", "network", "environment"],
+)
+def test_a_servers_policy_that_gives_no_verdict_is_an_error(changes: dict[str, Any]) -> None:
+    bundle = of_a_server(**changes)
+    with pytest.raises(UnusableInput, match="cannot be used"):
+        explain(decided_under(bundle, receipt()), bundle, opa_program())
+
+
+@pytest.mark.parametrize("program", [None, Path("/absent/opa"), Path("/bin/false")])
+def test_without_the_program_a_servers_policy_cannot_be_asked(tmp_path: Path, program: Path | None) -> None:
+    bundle = of_a_server()
+    with pytest.raises(UnusableInput):
+        explain(decided_under(bundle, receipt()), bundle, program)
+    arguments = files(tmp_path, decided_under(bundle, receipt()))
+    (tmp_path / "bundle").write_bytes(bundle)
+    assert main([*arguments, "--opa", str(program or tmp_path / "absent")]) == EXIT_UNUSABLE
+    assert main([*arguments, "--opa", str(opa_program())]) == 0
 
 
 def test_a_bundle_other_than_the_one_it_was_decided_under_is_an_error() -> None:
