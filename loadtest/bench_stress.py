@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -185,7 +186,8 @@ def main() -> int:
         figures = goodputs(Load(options.capacity, during_s=options.seconds), options.rounds)
     ratio, met = verdict(figures) if figures else (float("nan"), True)
     if options.json:
-        print(json.dumps({**costs, "goodput": figures, "ratio": ratio if figures else None, "met": met}, indent=2))
+        told = None if math.isnan(ratio) else ratio
+        print(json.dumps({**costs, "goodput": figures, "ratio": told, "met": met}, indent=2))
         return 0 if met else 1
     for title, each in costs.items():
         print(title)
