@@ -166,7 +166,7 @@ def sample(port: int, at_s: float) -> Sample | None:
     try:
         connection.request("GET", "/metrics")
         text = connection.getresponse().read().decode()
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
@@ -277,7 +277,7 @@ def main() -> int:
         print(f"[{number}/{len(chosen)}] {each.name}: {each.hypothesis}", file=sys.stderr, flush=True)
         try:
             result = run(each, options.out)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it was, it did not hold, and the others are run all the same
             result = Result(each, None, [f"could not be run: {type(error).__name__}: {error}"], aborted=True)
         results.append(result)
         verdict = "held" if not result.wrong else "; ".join(result.wrong)

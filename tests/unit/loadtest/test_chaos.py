@@ -53,6 +53,7 @@ def ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
         ({"app_reset": ["flaps: 2"]}, 1, [True, False]),
         ({"app_down": StackError("envoy was not ready")}, 1, [False, True]),
         ({"app_down": OSError("no room")}, 1, [False, True]),
+        ({"app_down": KeyError("pid")}, 1, [False, True]),
     ],
 )
 def test_the_exit_status_and_the_report_tell_what_did_not_hold(
