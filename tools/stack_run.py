@@ -50,9 +50,14 @@ class StackRun:
         """Run until told to stop; the exit status says whether the stack ever stood."""
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, self._stop)
+        began = time.monotonic()
         try:
             self._start()
-            self._serve_control()
+            with self._listen() as listener:
+                self._write_state()
+                # Only now: whoever reads this may tell it something at once.
+                print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
+                self._serve_control(listener)
         except StackError as error:
             print(f"failed: {error}", flush=True)
             return 1
@@ -64,7 +69,6 @@ class StackRun:
         self._stopping = True
 
     def _start(self) -> None:
-        began = time.monotonic()
         owner = {"process": asdict(ProcessIdentity.of(os.getpid())), "run_id": self._run_id}
         self._files.supervisor.write_text(json.dumps(owner))
         check_ports_free(self._settings)
@@ -73,8 +77,6 @@ class StackRun:
         self._parts = planned_parts(self._settings, self._run_id)
         for planned in self._parts:
             self._start_part(planned)
-        self._write_state()
-        print(f"ready after {time.monotonic() - began:.1f} s", flush=True)
 
     def _start_part(self, planned: PlannedPart) -> None:
         part = planned.part
@@ -91,13 +93,17 @@ class StackRun:
             time.sleep(POLL_S)
         planned.then()
 
-    def _serve_control(self) -> None:
-        """Answer `stop NAME`, `start NAME` and `restart NAME` on a UNIX socket, and notice parts that end."""
+    def _listen(self) -> socket.socket:
         path = self._files.run / "control.sock"
         path.unlink(missing_ok=True)
-        with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as selector:
-            listener.bind(str(path))
-            listener.listen(8)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen(8)
+        return listener
+
+    def _serve_control(self, listener: socket.socket) -> None:
+        """Answer `stop NAME`, `start NAME` and `restart NAME`, and notice parts that end."""
+        with selectors.DefaultSelector() as selector:
             selector.register(listener, selectors.EVENT_READ)
             while not self._stopping:
                 if selector.select(timeout=0.1):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from extproc.body_telemetry import BodyTelemetry
 from extproc.outcome_telemetry import OutcomeTelemetry
@@ -123,7 +123,7 @@ def code_names() -> set[str]:
     registry = CollectorRegistry()
     for telemetry in (Telemetry, BodyTelemetry, OutcomeTelemetry, StressTelemetry):
         telemetry(registry)
-    families = [*registry.collect(), *KmsTelemetry().registry.collect()]
+    families = [*registry.collect(), *KmsTelemetry().registry.collect(), *ProcessCollector(registry=None).collect()]
     suffixes = {
         "counter": ("_total",),
         "histogram": ("_bucket", "_sum", "_count"),
