@@ -77,7 +77,8 @@ class Stack:
     def app_requests(self) -> list[dict[str, Any]]:
         """Give every request that reached the app so far."""
         log = self.files.app_log
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        # A line that is still being written is not there yet.
+        return [json.loads(line) for line in log.read_bytes().rpartition(b"\n")[0].splitlines()] if log.exists() else []
 
     def stop_part(self, name: str) -> None:
         """Stop one part and leave the others running."""

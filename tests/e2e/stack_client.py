@@ -76,7 +76,7 @@ class DoubleStack:
 
     def checks(self) -> list[dict[str, Any]]:
         log = self.var / "log" / "checks.jsonl"
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        return [json.loads(line) for line in log.read_bytes().rpartition(b"\n")[0].splitlines()] if log.exists() else []
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[Seen]:

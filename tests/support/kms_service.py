@@ -85,9 +85,9 @@ class KmsProcess:
         return self
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """List the log's events of one name."""
-        lines = self.log_file.read_text().splitlines() if self.log_file.exists() else []
-        parsed = [json.loads(line) for line in lines if line.startswith("{")]
+        """List the log's events of one name. A line that is still being written is not there yet."""
+        whole = self.log_file.read_bytes().rpartition(b"\n")[0] if self.log_file.exists() else b""
+        parsed = [json.loads(line) for line in whole.splitlines() if line.startswith(b"{")]
         return [line for line in parsed if line["event"] == name]
 
     def wait_for(self, name: str, count: int = 1) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def new_pid(folder: FilterFolder, old: int, index: int = 0) -> int:
 
 
 def log_lines(folder: FilterFolder, text: str) -> list[float]:
-    lines = (json.loads(line) for line in folder.logged().splitlines() if line.startswith("{"))
+    lines = (json.loads(line) for line in folder.logged().rpartition("\n")[0].splitlines() if line.startswith("{"))
     return [datetime.fromisoformat(line["time"]).timestamp() for line in lines if text in line["message"]]
 
 
